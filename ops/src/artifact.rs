@@ -1,0 +1,193 @@
+//! The JSON-lines artifacts that ops exchange: episodes, samples, pairs. One schema version for all of them.
+//!
+//! Invariants: files hold text, never token ids of a model, so that another model may read them; unknown versions are
+//! refused by number; a reader names file and line of what it cannot read. Lines are written in a fixed field order,
+//! so equal values give equal bytes.
+
+use std::io::{BufRead, BufReader, BufWriter, Write};
+
+use actloom_engine::op::OpError;
+use camino::Utf8Path;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of every schema in this file; the field `v` of each line.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A task of an environment, as episodes carry it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Environment's name: `household`.
+    pub env: String,
+    /// Unique within the environment and its settings: `id/17`.
+    pub id: String,
+    /// `train`, `id` (seen rooms), `ood` (unseen rooms).
+    pub split: String,
+    /// The environment's task type: `pick_heat_then_place_in_recep`.
+    pub kind: String,
+    /// The goal in words: `put a hot mug in cabinet.`
+    pub goal: String,
+}
+
+/// Who chose the actions of an episode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Actor {
+    Expert,
+    Policy,
+    Random,
+}
+
+/// How a policy's actions were decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decoding {
+    /// Anything may be said.
+    Free,
+    /// Held to the admissible actions of the state.
+    Admissible,
+}
+
+/// One action and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Turn {
+    /// The action as executed.
+    pub action: String,
+    /// Whether it was among the admissible actions of the state it was taken in.
+    pub admissible: bool,
+    /// What the environment answered.
+    pub observation: String,
+    /// Admissible actions of the state in which `action` was taken, sorted.
+    pub actions: Vec<String>,
+}
+
+/// Why an episode ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// The environment said so.
+    Done,
+    /// The step limit.
+    Limit,
+}
+
+/// One line of an episodes file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Episode {
+    pub v: u32,
+    pub task: Task,
+    pub actor: Actor,
+    /// `None` where no policy acted.
+    pub decoding: Option<Decoding>,
+    /// The observation before the first action.
+    pub start: String,
+    pub turns: Vec<Turn>,
+    pub success: bool,
+    /// 0 to 1.
+    pub score: f64,
+    pub end: End,
+}
+
+/// An action sampled at a state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alternative {
+    pub action: String,
+    pub admissible: bool,
+    /// Log-probability of the whole action under the sampling distribution, in nats.
+    pub logp: f64,
+}
+
+/// One line of a samples file: what a policy would do at one state of an expert episode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Samples {
+    pub v: u32,
+    /// Line of the episode in the episodes file, from 0.
+    pub episode: usize,
+    /// The state before `turns[turn]`.
+    pub turn: usize,
+    pub expert: String,
+    /// What was kept, in sampling order.
+    pub alternatives: Vec<Alternative>,
+    /// Samples that were exactly the expert's action, and dropped.
+    pub dropped: usize,
+}
+
+/// What was seen and done before a state: the state in words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Past {
+    /// The first observation.
+    pub start: String,
+    /// (action, observation) so far.
+    pub turns: Vec<(String, String)>,
+}
+
+/// One line of a pairs file: which of two actions is better at a state?
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    pub v: u32,
+    pub task: Task,
+    /// Line of the episode in the episodes file, from 0.
+    pub episode: usize,
+    pub turn: usize,
+    pub past: Past,
+    /// The two actions in the order shown.
+    pub shown: [String; 2],
+    /// Which of `shown` is the expert's: 0 or 1.
+    pub expert: usize,
+    /// Admissible actions of the state, sorted.
+    pub actions: Vec<String>,
+    /// Kept away from training.
+    pub held_out: bool,
+}
+
+/// Anything with the field `v`.
+pub trait Versioned {
+    fn version(&self) -> u32;
+}
+
+macro_rules! versioned {
+    ($($t:ty),*) => { $(impl Versioned for $t { fn version(&self) -> u32 { self.v } })* };
+}
+versioned!(Episode, Samples, Pair);
+
+/// Reads a JSON-lines file.
+///
+/// # Errors
+/// Names the file and line of what cannot be read, and versions that this program does not know.
+pub fn read<T: DeserializeOwned + Versioned>(path: &Utf8Path) -> Result<Vec<T>, OpError> {
+    let file = fs_err::File::open(path)?;
+    let mut items = Vec::new();
+    for (index, line) in BufReader::new(file).lines().enumerate() {
+        let item: T = serde_json::from_str(&line?)
+            .map_err(|e| OpError::failed(format!("cannot read line {} of `{path}`: {e}", index + 1)))?;
+        if item.version() != SCHEMA_VERSION {
+            return Err(OpError::failed(format!(
+                "line {} of `{path}` has schema version {}, expected {SCHEMA_VERSION}",
+                index + 1,
+                item.version()
+            )));
+        }
+        items.push(item);
+    }
+    Ok(items)
+}
+
+/// Writes a JSON-lines file.
+///
+/// # Errors
+/// The file system's.
+pub fn write<T: Serialize>(path: &Utf8Path, items: &[T]) -> Result<(), OpError> {
+    let mut out = BufWriter::new(fs_err::File::create(path)?);
+    for item in items {
+        serde_json::to_writer(&mut out, item).map_err(std::io::Error::from)?;
+        out.write_all(b"\n")?;
+    }
+    out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+    Ok(())
+}

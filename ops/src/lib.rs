@@ -1,0 +1,4 @@
+//! Every op of actloom and what ops stand on. The only crate that knows candle.
+
+pub mod artifact;
+pub mod env;
