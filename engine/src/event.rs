@@ -39,19 +39,57 @@ pub enum OpEvent {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    RunStarted { run: String, recipe: String, steps: usize, reused: usize, to_run: usize },
+    RunStarted {
+        run: String,
+        recipe: String,
+        steps: usize,
+        reused: usize,
+        to_run: usize,
+    },
     /// Ready and waiting for resources or for another process that holds the key's lock.
-    Queued { node: String, why: String },
-    Started { node: String, op: String },
-    Op { node: String, report: OpEvent },
-    Reused { node: String },
-    Published { node: String, #[serde(serialize_with = "seconds")] took: Duration, bytes: u64 },
-    Failed { node: String, message: String, help: Option<String> },
-    Interrupted { node: String },
+    Queued {
+        node: String,
+        why: String,
+    },
+    Started {
+        node: String,
+        op: String,
+    },
+    Op {
+        node: String,
+        report: OpEvent,
+    },
+    Reused {
+        node: String,
+    },
+    Published {
+        node: String,
+        #[serde(serialize_with = "seconds")]
+        took: Duration,
+        bytes: u64,
+    },
+    Failed {
+        node: String,
+        message: String,
+        help: Option<String>,
+    },
+    Interrupted {
+        node: String,
+    },
     /// Not run because `cause` did not finish.
-    Skipped { node: String, cause: String },
-    RunFinished { published: usize, reused: usize, failed: usize, skipped: usize, interrupted: usize,
-        #[serde(serialize_with = "seconds")] took: Duration },
+    Skipped {
+        node: String,
+        cause: String,
+    },
+    RunFinished {
+        published: usize,
+        reused: usize,
+        failed: usize,
+        skipped: usize,
+        interrupted: usize,
+        #[serde(serialize_with = "seconds")]
+        took: Duration,
+    },
 }
 
 fn seconds<S: serde::Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
