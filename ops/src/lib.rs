@@ -2,3 +2,7 @@
 
 pub mod artifact;
 pub mod env;
+pub mod model;
+pub mod nn;
+pub mod rng;
+pub mod train;

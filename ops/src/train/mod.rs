@@ -1,0 +1,6 @@
+//! Training: what every method shares (optimizer, schedule, checkpoint, batches) and one file per method.
+
+pub mod batch;
+pub mod checkpoint;
+pub mod optimizer;
+pub mod schedule;
