@@ -2,7 +2,9 @@
 
 pub mod artifact;
 pub mod env;
+pub mod infer;
 pub mod model;
 pub mod nn;
 pub mod rng;
+pub mod text;
 pub mod train;
