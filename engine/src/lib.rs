@@ -5,7 +5,16 @@
 
 pub mod diagnostic;
 pub mod event;
+pub mod executor;
 pub mod graph;
+pub mod journal;
+pub mod key;
+mod metrics;
 pub mod op;
+pub mod plan;
+pub mod reason;
+pub mod run;
+pub mod schedule;
 pub mod source;
+mod step;
 pub mod stop;

@@ -354,6 +354,22 @@ pub struct LineageNode {
 /// Where an op reports to. The engine implements it; tests may.
 pub trait OpSink: Sync {
     fn event(&self, event: OpEvent);
+
+    /// See [`OpContext::sync_metrics`].
+    ///
+    /// # Errors
+    /// The file system's.
+    fn sync_metrics(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// See [`OpContext::resume_metrics`].
+    ///
+    /// # Errors
+    /// The file system's.
+    fn resume_metrics(&self, _step: u64) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What a running op can reach.
@@ -439,6 +455,26 @@ impl<'a> OpContext<'a> {
     /// Records a number for the `metrics` output. Never times or speeds: the file is part of the results.
     pub fn metric(&self, step: u64, name: &str, value: f64) {
         self.sink.event(OpEvent::Metric { step, name: name.to_owned(), value });
+    }
+
+    /// Makes the metrics recorded so far as durable as a checkpoint: call it just before one is written.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn sync_metrics(&self) -> std::io::Result<()> {
+        self.sink.sync_metrics()
+    }
+
+    /// Takes up the metrics of an earlier, interrupted start of this step: call it after a checkpoint was read and before
+    /// the first metric, with the step after whose metrics the checkpoint was written. What was recorded up to the first
+    /// metric of a later step stays; the rest goes and is emitted again. An op that does not call it starts with no
+    /// metrics, so an op without checkpoints needs to know nothing of this. For an op that does, steps never fall, and
+    /// all metrics of a step are emitted before the checkpoint that counts it as done.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn resume_metrics(&self, step: u64) -> std::io::Result<()> {
+        self.sink.resume_metrics(step)
     }
 
     /// Says how far the op is.

@@ -1,0 +1,220 @@
+//! Re-hashes a store and says what is wrong with it.
+//!
+//! 1. Hash every object and every manifest.
+//! 2. Read every record; look for every part that it names.
+//! 3. Name every file that should not be there.
+//!
+//! Invariants: changes nothing; what nobody refers to is garbage, not a problem; others may work in the store meanwhile,
+//! and what they do is no problem either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use crate::action::{self, Parts};
+use crate::disk::each;
+use crate::error::{At, StoreError};
+use crate::id::{ActionKey, ContentId};
+use crate::layout::FOLDERS;
+use crate::lock;
+use crate::store::{Store, Tally};
+
+/// Something that is wrong with a store.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "problem", rename_all = "kebab-case")]
+pub enum Problem {
+    /// Its content does not hash to its name.
+    CorruptObject {
+        id: ContentId,
+        path: Utf8PathBuf,
+    },
+    /// A manifest that does not hash to its name.
+    CorruptTree {
+        id: ContentId,
+        path: Utf8PathBuf,
+    },
+    /// An output of an action names an object or a manifest that is not there, or whose size is another.
+    MissingObject {
+        key: ActionKey,
+        output: String,
+        path: Utf8PathBuf,
+    },
+    BadRecord {
+        path: Utf8PathBuf,
+        why: String,
+    },
+    /// Nothing that a store writes.
+    StrayFile {
+        path: Utf8PathBuf,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::CorruptObject { path, .. } => write!(f, "object `{path}` does not hash to its name"),
+            Problem::CorruptTree { path, .. } => write!(f, "tree `{path}` does not hash to its name"),
+            Problem::MissingObject { key, output, path } => {
+                write!(f, "output `{output}` of action `{}` needs `{path}`, which is missing", key.short())
+            }
+            Problem::BadRecord { path, why } => write!(f, "action record `{path}` is damaged: {why}"),
+            Problem::StrayFile { path } => write!(f, "`{path}` is nothing that a store writes"),
+        }
+    }
+}
+
+/// What [`Store::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct VerifyReport {
+    pub objects: Tally,
+    pub trees: Tally,
+    pub actions: u64,
+    /// Sorted by kind, then by path.
+    pub problems: Vec<Problem>,
+    /// Objects, trees and stages that nobody refers to; `gc` removes them.
+    pub garbage: Tally,
+}
+
+impl VerifyReport {
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// A hashed file: its id by name, its size, and whether the two agree. `None` where it vanished meanwhile.
+type Checked = Option<(ContentId, u64, bool)>;
+
+pub(crate) fn verify(store: &Store) -> Result<VerifyReport, StoreError> {
+    let (disk, layout) = (store.disk(), store.layout());
+    let mut report = VerifyReport::default();
+    let mut stray = strays(store)?;
+
+    // 1. Objects and manifests.
+    let objects = ids(store, &layout.objects(), &mut stray)?;
+    let hashed: Vec<Checked> = each(disk.lanes(), &objects, |id| {
+        let path = layout.object(id);
+        let Some(stat) = disk.stat(&path).at("look at", &path)? else { return Ok(None) };
+        match disk.hash(&path).at("hash", &path) {
+            Err(error) if error.is_not_found() => Ok(None),
+            hash => Ok(Some((*id, stat.bytes, hash? == *id))),
+        }
+    })?;
+    let mut sizes = BTreeMap::new();
+    for (id, bytes, good) in hashed.into_iter().flatten() {
+        report.objects.add(bytes);
+        sizes.insert(id, bytes);
+        if !good {
+            report.problems.push(Problem::CorruptObject { id, path: layout.object(&id) });
+        }
+    }
+    let mut tree_sizes = BTreeMap::new();
+    for id in ids(store, &layout.trees(), &mut stray)? {
+        let path = layout.tree(&id);
+        let text = match disk.read(&path).at("read", &path) {
+            Err(error) if error.is_not_found() => continue,
+            text => text?,
+        };
+        report.trees.add(text.len() as u64);
+        tree_sizes.insert(id, text.len() as u64);
+        if ContentId::of_tree(&text) != id || crate::tree::parse(&text).is_none() {
+            report.problems.push(Problem::CorruptTree { id, path });
+        }
+    }
+
+    // 2. Records.
+    let mut needed = BTreeSet::new();
+    let mut needed_trees = BTreeSet::new();
+    for (shard, name) in action::shards(disk, &layout.actions())? {
+        let path = layout.actions().join(&shard).join(&name);
+        let key = name.strip_suffix(".json").and_then(|hex| hex.parse::<ActionKey>().ok());
+        let Some(key) = key.filter(|key| layout.record(key) == path) else {
+            stray.push(path);
+            continue;
+        };
+        let action = match action::read(disk, layout, &key) {
+            Ok(Some(action)) => action,
+            Ok(None) => continue,
+            Err(StoreError::Record { path, why }) => {
+                report.problems.push(Problem::BadRecord { path, why });
+                continue;
+            }
+            Err(StoreError::RecordVersion { path, found, known }) => {
+                let why = format!("it has version {found}, this program knows version {known}");
+                report.problems.push(Problem::BadRecord { path, why });
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        report.actions += 1;
+        let mut missing = Vec::new();
+        for (output, artifact) in &action.outputs {
+            let lost = |path| Problem::MissingObject { key, output: output.clone(), path };
+            match action::parts(disk, layout, artifact)? {
+                Some(Parts { tree, objects }) => {
+                    needed_trees.extend(tree);
+                    for (id, bytes) in objects {
+                        let path = layout.object(&id);
+                        // Not the listing of phase 1: the object may be younger than that.
+                        let there = disk.stat(&path).at("look at", &path)?.is_some_and(|stat| stat.bytes == bytes);
+                        // One that is there in another size does not hash to its name either, and was already named.
+                        if !there && !sizes.contains_key(&id) {
+                            missing.push(lost(path));
+                        }
+                        needed.insert(id);
+                    }
+                }
+                // A damaged one was already named.
+                None if tree_sizes.contains_key(&artifact.id) => {}
+                None => missing.push(lost(layout.tree(&artifact.id))),
+            }
+        }
+        // gc may have had the action while we looked for its parts.
+        if !missing.is_empty() && disk.stat(&path).at("look at", &path)?.is_some() {
+            report.problems.extend(missing);
+        }
+    }
+
+    // 3. What nobody needs, and what should not be there.
+    let unneeded = sizes.iter().filter(|(id, _)| !needed.contains(id));
+    let unneeded_trees = tree_sizes.iter().filter(|(id, _)| !needed_trees.contains(id));
+    unneeded.chain(unneeded_trees).for_each(|(_, bytes)| report.garbage.add(*bytes));
+    for stage in crate::gc::stale_stages(store)? {
+        report.garbage.add(stage.bytes);
+    }
+    stray.sort_unstable();
+    report.problems.extend(stray.into_iter().map(|path| Problem::StrayFile { path }));
+    Ok(report)
+}
+
+/// Ids of all files below a sharded folder that lie where they belong.
+fn ids(store: &Store, folder: &camino::Utf8Path, stray: &mut Vec<Utf8PathBuf>) -> Result<Vec<ContentId>, StoreError> {
+    let mut ids = Vec::new();
+    for (shard, name) in action::shards(store.disk(), folder)? {
+        match name.parse::<ContentId>() {
+            Ok(id) if name[..2] == shard => ids.push(id),
+            _ => stray.push(folder.join(shard).join(name)),
+        }
+    }
+    Ok(ids)
+}
+
+/// Files in places where a store keeps none. Inside stages, scratch folders and `runs`, anything may lie.
+fn strays(store: &Store) -> Result<Vec<Utf8PathBuf>, StoreError> {
+    let (disk, layout) = (store.disk(), store.layout());
+    let mut stray = Vec::new();
+    let mut check = |folder: &camino::Utf8Path, belongs: &dyn Fn(&str) -> bool| -> Result<(), StoreError> {
+        for name in disk.list(folder).at("list", folder)? {
+            let name = name.to_string_lossy();
+            if !belongs(&name) {
+                stray.push(folder.join(&*name));
+            }
+        }
+        Ok(())
+    };
+    check(layout.base(), &|name| FOLDERS.contains(&name))?;
+    check(&layout.locks(), &lock::is_lock_name)?;
+    check(&layout.scratches(), &|name| name.parse::<ActionKey>().is_ok())?;
+    Ok(stray)
+}
