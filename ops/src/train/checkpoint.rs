@@ -1,6 +1,7 @@
 //! Checkpoints of a training run: weights, moments, counters; atomic as a set.
 //!
 //! 1. Everything is written and synced into `next/`. 2. `next/` is renamed to `at-N/`. 3. Older ones are removed.
+//!
 //! A crash between any two leaves a whole checkpoint behind. There is no generator state: random streams are functions
 //! of (seed, position).
 
@@ -19,7 +20,7 @@ use crate::model::{Qwen3, failed, save_tensors};
 pub struct Position {
     /// Updates done.
     pub step: u64,
-    /// Whatever counters the method keeps beside it.
+    /// Whatever counters the method keeps beside it; `optimizer` is the optimizer's own count where it differs.
     pub counters: BTreeMap<String, f64>,
 }
 
@@ -97,6 +98,7 @@ pub fn load(scratch: &Utf8Path, model: &mut Qwen3, settings: AdamW) -> Result<Op
         p.value = value;
         p.changed();
     }
-    let optimizer = Optimizer::restore(settings, position.step, moments)?;
+    let steps = position.counters.get("optimizer").map_or(position.step, |n| *n as u64);
+    let optimizer = Optimizer::restore(settings, steps, moments)?;
     Ok(Some((optimizer, position)))
 }

@@ -2,5 +2,7 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod grpo;
 pub mod optimizer;
 pub mod schedule;
+pub mod sft;
