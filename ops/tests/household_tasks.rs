@@ -424,3 +424,18 @@ fn a_core_makes_200_000_steps_a_second_with_all_admissible_actions_in_a_room_of_
     let rate = 400_000.0 / start.elapsed().as_secs_f64();
     assert!(rate >= 200_000.0, "{rate:.0} steps a second, {} actions a state", actions / 400_000);
 }
+
+#[test]
+fn every_kind_of_task_fits_even_a_house_with_one_layout_a_room() {
+    for size in SIZES {
+        for rooms in 0..3 {
+            for kind in TaskKind::ALL {
+                let settings = Settings { tasks: vec![kind], layouts: 1, unseen_layouts: 1, rooms, ..of_size(size) };
+                for split in SPLITS {
+                    let tasks = household::tasks(&settings, split, 4, 0);
+                    assert!(tasks.iter().all(|task| task.goal().kind == kind && task.play().plan().is_some()));
+                }
+            }
+        }
+    }
+}
