@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use actloom_cache::{Action, ActionKey, KeyLock, Store, StoreError};
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
-use tracing::{debug, info_span, warn};
+use tracing::{info_span, warn};
 
 use crate::event::{Event, OpEvent, Reporter};
 use crate::executor::{Executor, InProcess};
@@ -179,7 +179,8 @@ fn needs(graph: &Graph, plan: &Plan, options: &RunOptions) -> Result<Vec<Resourc
     for step in &plan.steps {
         let need = &mut needs[step.node.index()];
         if matches!(step.verdict, Verdict::Reuse { .. }) {
-            *need = Resources { cpu: 0, gpu: 0 };
+            // It takes nothing, unless gc is faster than this run and it has to be made again.
+            need.gpu = need.gpu.min(options.slots.gpu);
         } else if need.gpu > options.slots.gpu {
             return Err(RunError::NoGpu { step: step.name.clone(), wants: need.gpu, has: options.slots.gpu });
         }
@@ -277,10 +278,12 @@ impl<'a> Loop<'a, '_> {
 
     fn look(&mut self, node: usize) -> Result<Option<Arc<Action>>, String> {
         let planned = self.plan_of(node);
-        if let Verdict::Reuse { action, .. } = &planned.verdict {
+        let world = self.world;
+        if let Verdict::Reuse { action, .. } = &planned.verdict
+            && self.claim(action)?
+        {
             return Ok(Some(Arc::clone(action)));
         }
-        let world = self.world;
         let known = match self.keys[node].take() {
             Some(key) => key,
             None => key::key(world.graph, NodeIndex::new(node), world.plan.device, |source| {
@@ -293,12 +296,21 @@ impl<'a> Loop<'a, '_> {
         if planned.forced && !self.made.contains(&key) {
             return Ok(None);
         }
-        let found = world.store.action(&key).map_err(|error| error.to_string())?;
-        match found {
-            Some(action) if world.store.complete(&action).map_err(|error| error.to_string())? => {
+        let as_text = |error: StoreError| error.to_string();
+        match world.store.action(&key).map_err(as_text)? {
+            Some(action) if self.claim(&action)? && world.store.complete(&action).map_err(as_text)? => {
                 Ok(Some(Arc::new(action)))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Keeps gc from a result that this run stands on; false where gc was faster.
+    fn claim(&self, action: &Action) -> Result<bool, String> {
+        match self.world.store.used(&action.key) {
+            Ok(()) => Ok(true),
+            Err(StoreError::Gone { .. }) => Ok(false),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -430,9 +442,6 @@ impl<'a> Loop<'a, '_> {
 
     fn reused(&mut self, node: usize, action: Arc<Action>) {
         self.locks.remove(&node);
-        if let Err(error) = self.world.store.used(&action.key) {
-            debug!("cannot note the use of {}: {error}", action.key);
-        }
         self.remember(node, action.key);
         self.results[node] = Some(action);
         self.schedule.reuse(node);

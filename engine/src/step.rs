@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use actloom_cache::{Action, Artifact, Store, StoreError};
+use actloom_cache::{ACTION_VERSION, Action, Artifact, Store, StoreError};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use petgraph::graph::NodeIndex;
@@ -25,8 +25,6 @@ use crate::metrics::MetricLog;
 use crate::op::{DeviceRequest, InputArtifact, OpSink};
 use crate::stop::Stop;
 
-/// Version of the action record.
-const ACTION_VERSION: u32 = 1;
 /// The output that every step has.
 pub(crate) const METRICS: &str = "metrics";
 /// A progress report may come this often; more are for nobody.

@@ -5,7 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::world::{Set, State, World, has, members, only};
+use super::lexicon;
+use super::world::{Set, State, World, has, members};
 
 /// The kinds of task, named as in ALFRED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -130,6 +131,11 @@ impl Goal {
         }
     }
 
+    /// Whether the goal is about a pair of classes that is kept out of training tasks.
+    pub fn held_out(&self) -> bool {
+        lexicon::held_out(&self.object, &self.place)
+    }
+
     pub(super) fn aim(&self, world: &World) -> Aim {
         let mut objects = world.objects_of(&self.object);
         if let Some(how) = self.kind.treatment() {
@@ -180,18 +186,9 @@ pub(super) fn achieved(world: &World, start: &State, now: &State) -> Vec<Goal> {
         |kind, o: usize, place: &str| Goal { kind, object: world.objects[o].class.clone(), place: place.to_owned() };
     let mut goals = Vec::new();
     for (r, receptacle) in world.receptacles.iter().enumerate() {
-        let movable = now.inside[r] & world.abilities.pickupable;
-        for o in members(movable) {
-            goals.push(goal(TaskKind::PickAndPlaceSimple, o, &receptacle.class));
-            for kind in TaskKind::ALL {
-                if kind.treatment().is_some_and(|how| has(now.treated(how), o)) {
-                    goals.push(goal(kind, o, &receptacle.class));
-                }
-            }
-            let same = world.objects_of(&world.objects[o].class);
-            if movable & same & !only(o) != 0 {
-                goals.push(goal(TaskKind::PickTwoObjAndPlace, o, &receptacle.class));
-            }
+        for o in members(now.inside[r] & world.abilities.pickupable) {
+            let kinds = TaskKind::ALL.into_iter().filter(|kind| *kind != TaskKind::LookAtObjInLight);
+            goals.extend(kinds.map(|kind| goal(kind, o, &receptacle.class)));
         }
     }
     if let Some(held) = now.held {

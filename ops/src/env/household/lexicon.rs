@@ -217,12 +217,28 @@ pub(super) fn objects() -> &'static [ObjectClass] {
     &CLASSES
 }
 
-/// How often an object of one class lies in a receptacle of another, as everybody knows: 0 for never.
-pub(super) fn prior(object: &str, receptacle: &str) -> u64 {
+fn place_of(object: &str, receptacle: &str) -> Option<Option<&'static Place>> {
     let classes = objects();
-    let Ok(at) = classes.binary_search_by(|class| class.name.cmp(object)) else { return 1 };
-    let Ok(r) = RECEPTACLES.binary_search_by(|class| class.name.cmp(receptacle)) else { return 1 };
-    classes[at].place(r).map_or(0, |place| place.weight)
+    let at = classes.binary_search_by(|class| class.name.cmp(object)).ok()?;
+    let receptacle = RECEPTACLES.binary_search_by(|class| class.name.cmp(receptacle)).ok()?;
+    Some(classes[at].place(receptacle))
+}
+
+/// How often an object of one class lies in a receptacle of another, as one knows who has lived in seen rooms and has
+/// common sense about receptacles that they lack: 0 for never, the least for unseen pairs of seen classes and for
+/// classes that are not in the tables.
+pub(super) fn prior(object: &str, receptacle: &str) -> u64 {
+    match place_of(object, receptacle) {
+        None => 1,
+        Some(None) => 0,
+        Some(Some(place)) if place.unseen && !is_unseen(place.receptacle) => 1,
+        Some(Some(place)) => 2 * place.weight,
+    }
+}
+
+/// Whether a pair of classes is kept out of training tasks.
+pub(super) fn held_out(object: &str, receptacle: &str) -> bool {
+    place_of(object, receptacle).flatten().is_some_and(|place| place.unseen)
 }
 
 fn read(line: &'static str) -> ObjectClass {
@@ -240,4 +256,43 @@ fn read(line: &'static str) -> ObjectClass {
         Place { receptacle, weight, unseen: unseen || is_unseen(receptacle) }
     });
     ObjectClass { name, abilities, rooms, places: places.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_lines_are_consistent() {
+        assert!(RECEPTACLES.is_sorted_by_key(|class| class.name));
+        for class in objects() {
+            assert!(class.abilities.chars().all(|ability| "chkrsnlt".contains(ability)), "{class:?}");
+            assert!(!class.rooms.is_empty() && class.rooms.chars().all(|room| "klbw".contains(room)), "{class:?}");
+            let mut places: Vec<usize> = class.places.iter().map(|place| place.receptacle).collect();
+            places.dedup();
+            assert!(places.is_sorted() && places.len() == class.places.len(), "{class:?}");
+        }
+    }
+
+    #[test]
+    fn every_object_has_a_usual_place_in_some_layout_of_each_of_its_rooms() {
+        for class in objects() {
+            for room in ROOMS.iter().filter(|room| class.rooms.contains(room.kind.letter())) {
+                let usual = class.places.iter().filter(|place| place.weight > 0 && !place.unseen);
+                let names: Vec<&str> = usual.map(|place| RECEPTACLES[place.receptacle].name).collect();
+                let found = room.always.iter().chain(room.often).any(|name| names.contains(name));
+                assert!(found, "{} in {:?}", class.name, room.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn rooms_name_receptacle_classes_and_keep_unseen_ones_out_of_seen_layouts() {
+        for room in &ROOMS {
+            for name in room.always.iter().chain(room.often) {
+                assert!(!is_unseen(receptacle_index(name)), "{name}");
+            }
+            assert!(is_unseen(receptacle_index(room.unseen)));
+        }
+    }
 }

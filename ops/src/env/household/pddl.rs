@@ -150,6 +150,8 @@ struct Sections<'a> {
     types: BTreeMap<&'a str, &'a str>,
     facts: BTreeMap<&'a str, Vec<(usize, Vec<&'a str>)>>,
     goal: &'a Expr,
+    /// Line of `:init`.
+    init: usize,
 }
 
 impl<'a> Sections<'a> {
@@ -161,7 +163,7 @@ impl<'a> Sections<'a> {
         let mut name = String::new();
         let mut types = BTreeMap::new();
         let mut facts: BTreeMap<&str, Vec<(usize, Vec<&str>)>> = BTreeMap::new();
-        let mut goal = None;
+        let (mut goal, mut init) = (None, problem.line());
         for section in sections {
             match section.call()? {
                 ("problem", rest) => name = rest.first().map_or(Ok(""), Expr::atom)?.to_owned(),
@@ -173,6 +175,7 @@ impl<'a> Sections<'a> {
                 }
                 (":objects", rest) => types = declarations(rest)?,
                 (":init", rest) => {
+                    init = section.line();
                     for fact in rest {
                         let (predicate, arguments) = fact.call()?;
                         let Some(&(_, arity)) = PREDICATES.iter().find(|(known, _)| *known == predicate) else {
@@ -201,7 +204,7 @@ impl<'a> Sections<'a> {
             }
         }
         match goal {
-            Some(goal) => Ok(Sections { name, types, facts, goal }),
+            Some(goal) => Ok(Sections { name, types, facts, goal, init }),
             None => err(problem.line(), "the problem has no `:goal`"),
         }
     }
@@ -237,22 +240,28 @@ struct Entities<'a> {
     index: BTreeMap<&'a str, usize>,
     ids: BTreeMap<&'static str, Vec<&'a str>>,
     names: BTreeMap<&'a str, (String, usize)>,
+    /// The first line that uses an id.
+    used: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Entities<'a> {
     fn of(sections: &Sections<'a>) -> Result<Entities<'a>> {
-        let mut used: BTreeSet<&str> = BTreeSet::new();
+        let mut used: BTreeMap<&str, usize> = BTreeMap::new();
         for (line, arguments) in sections.facts.values().flatten() {
             for argument in arguments {
                 if !sections.types.contains_key(argument) {
                     return err(*line, format!("`{argument}` is not declared in `:objects`"));
                 }
             }
-            used.extend(arguments);
+            for argument in arguments {
+                let first = used.entry(argument).or_insert(*line);
+                *first = (*line).min(*first);
+            }
         }
-        let mut found = Entities { index: BTreeMap::new(), ids: BTreeMap::new(), names: BTreeMap::new() };
+        let mut found =
+            Entities { index: BTreeMap::new(), ids: BTreeMap::new(), names: BTreeMap::new(), used: BTreeMap::new() };
         let mut classes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        for id in used {
+        for (&id, &line) in &used {
             let kind = match sections.types[id] {
                 "object" => "object",
                 "receptacle" => "receptacle",
@@ -260,7 +269,7 @@ impl<'a> Entities<'a> {
                 _ => continue,
             };
             let Some((class, _)) = id.split_once("_bar_") else {
-                return err(1, format!("`{id}` has no `_bar_` after its class"));
+                return err(line, format!("`{id}` has no `_bar_` after its class"));
             };
             let class = if id.contains("basin") { format!("{class}basin") } else { class.to_owned() };
             classes.entry(class).or_default().push(id);
@@ -268,7 +277,10 @@ impl<'a> Entities<'a> {
             found.index.insert(id, ids.len());
             ids.push(id);
             if ids.len() > LIMIT {
-                return err(1, format!("the problem has more than {LIMIT} of kind `{kind}`, expected at most as many"));
+                return err(
+                    line,
+                    format!("the problem has more than {LIMIT} of kind `{kind}`, expected at most as many"),
+                );
             }
         }
         // The original gives numbers out from the highest, in the order of ids.
@@ -277,6 +289,7 @@ impl<'a> Entities<'a> {
                 found.names.insert(id, (class.clone(), ids.len() - index));
             }
         }
+        found.used = used;
         Ok(found)
     }
 
@@ -331,7 +344,10 @@ pub(super) fn read(text: &str) -> Result<Problem> {
     let mut receptacles = Vec::new();
     for (r, id) in receptacle_ids.iter().enumerate() {
         let (Some(class), Some(location)) = (receptacle_class[r].take(), location[r]) else {
-            return err(1, format!("receptacle `{id}` has no `receptacleType` or no `receptacleAtLocation`"));
+            return err(
+                entities.used[id],
+                format!("receptacle `{id}` has no `receptacleType` or no `receptacleAtLocation`"),
+            );
         };
         let openable = openable >> r & 1 == 1;
         receptacles.push(Receptacle { name: entities.name(id), class, location, openable });
@@ -345,7 +361,7 @@ pub(super) fn read(text: &str) -> Result<Problem> {
     let mut objects = Vec::new();
     for (o, id) in object_ids.iter().enumerate() {
         let Some(class) = object_class[o].take() else {
-            return err(1, format!("object `{id}` has no `objectType`"));
+            return err(entities.used[id], format!("object `{id}` has no `objectType`"));
         };
         let contents = (holders >> o & 1 == 1).then_some(contents[o]);
         objects.push(Object { name: entities.name(id), class, contents });
@@ -376,7 +392,7 @@ pub(super) fn read(text: &str) -> Result<Problem> {
     for (line, args) in sections.all("atlocation") {
         at = Some(find("location", line, args[1])?);
     }
-    let Some(at) = at else { return err(1, "no `atLocation` says where the agent is") };
+    let Some(at) = at else { return err(sections.init, "no `atLocation` says where the agent is") };
     let mut held = None;
     for (line, args) in sections.all("holds") {
         held = Some(find("object", line, args[1])?);

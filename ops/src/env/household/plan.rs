@@ -134,3 +134,66 @@ fn estimate(world: &World, state: &State, aim: &Aim) -> u32 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashSet, VecDeque};
+
+    use super::super::{Settings, Size, Split, tasks};
+    use super::*;
+
+    /// The length of a shortest plan, by trying everything.
+    fn breadth_first(world: &World, start: &State, aim: &Aim) -> Option<usize> {
+        let mut seen = HashSet::from([start.clone()]);
+        let mut open = VecDeque::from([(start.clone(), 0)]);
+        while let Some((state, cost)) = open.pop_front() {
+            if aim.holds(world, &state) {
+                return Some(cost);
+            }
+            for action in world.actions(&state) {
+                let mut next = state.clone();
+                world.apply(&mut next, action);
+                next.left.fill(0);
+                if seen.insert(next.clone()) {
+                    open.push_back((next, cost + 1));
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn plans_are_as_short_as_those_found_by_trying_everything() {
+        let mut checked = 0;
+        for split in [Split::Train, Split::Ood] {
+            for task in tasks(&Settings { size: Size::Tiny, ..Settings::default() }, split, 60, 21) {
+                let aim = task.goal.aim(&task.world);
+                // Also from a state in which the hands are full of something.
+                let mut full = State::clone(&task.start);
+                let hidden = (0..full.inside.len()).rev().find(|&r| full.inside[r] != 0).unwrap();
+                let object = members(full.inside[hidden] & task.world.abilities.pickupable).next();
+                full.at = task.world.receptacles[hidden].location;
+                full.opened |= only(hidden);
+                if let Some(object) = object {
+                    task.world.apply(&mut full, Action::Take { object, from: hidden });
+                }
+                for start in [State::clone(&task.start), full] {
+                    let plan = shortest(&task.world, &start, &aim).unwrap();
+                    if plan.len() <= 5 {
+                        assert_eq!(Some(plan.len()), breadth_first(&task.world, &start, &aim), "{:?}", task.task);
+                        checked += 1;
+                    }
+                }
+            }
+        }
+        assert!(checked >= 60, "only {checked} compared");
+    }
+
+    #[test]
+    fn what_cannot_be_reached_has_no_plan() {
+        let task = &tasks(&Settings::default(), Split::Train, 1, 0)[0];
+        let mut aim = task.goal.aim(&task.world);
+        aim.receptacles = 0;
+        assert_eq!(shortest(&task.world, &task.start, &aim), None);
+    }
+}

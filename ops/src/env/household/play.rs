@@ -3,6 +3,7 @@
 //! Invariant: deductions and facts say only what follows from the goal and from what was seen, in words of the world.
 
 use super::goal::{Treatment, achieved};
+use super::lexicon;
 use super::rng::Rng;
 use super::search::{self, Purpose};
 use super::world::{Action, has, members, only};
@@ -34,9 +35,7 @@ impl Household {
                 Some(how) => format!("{} is {}.", object(o), how.result()),
                 None => format!("holding {}.", object(o)),
             },
-            Purpose::Light { object: o, lamp, at } => {
-                format!("holding {}. {} is at {}.", object(o), object(lamp), receptacle(at))
-            }
+            Purpose::Light { lamp, at } => format!("{} is at {}.", object(lamp), receptacle(at)),
             Purpose::Drop { object: o } => format!("{} is not needed.", object(o)),
         };
         let next = match step.action {
@@ -47,7 +46,7 @@ impl Household {
                 format!("{} it{}{}", self.task.wording.verb(), self.task.wording.separator(), receptacle(to))
             }
             Action::Treat { how, .. } => format!("{} it", how.verb()),
-            Action::Use(_) => "use it".to_owned(),
+            Action::Use(lamp) => format!("use {}", object(lamp)),
             other => world.phrase(other, self.task.wording),
         };
         format!("{because} next: {next}.")
@@ -85,13 +84,18 @@ impl Household {
     }
 
     /// A random action that a curious agent might take: seldom idle, fond of taking, treating and bringing elsewhere,
-    /// so that goals in hindsight are frequent.
+    /// so that goals in hindsight are frequent. It puts nothing where training tasks may not have it.
     pub fn random_action(&self, rng: &mut Rng) -> String {
         let world = &self.task.world;
         let actions = world.actions(&self.state);
         let weight = |action: &Action| self.appeal(*action);
         let choice = rng.weighted(actions.iter().map(weight)).unwrap_or(0);
         world.phrase(actions[choice], self.task.wording)
+    }
+
+    fn held_out(&self, object: usize, receptacle: usize) -> bool {
+        let world = &self.task.world;
+        lexicon::held_out(&world.objects[object].class, &world.receptacles[receptacle].class)
     }
 
     fn appeal(&self, action: Action) -> u64 {
@@ -102,6 +106,7 @@ impl Household {
             Action::Close(_) => 1,
             Action::Open(_) => 60,
             Action::Take { .. } => 50,
+            Action::Move { object, to } if self.held_out(object, to) => 0,
             // Bringing a thing back where it came from achieves nothing.
             Action::Move { object, to } if has(state.left[to], object) => 2,
             Action::Move { .. } => 60,
@@ -122,7 +127,7 @@ impl Household {
                         .into_iter()
                         .filter(|&how| has(able.treatable(how) & !state.treated(how), o))
                         .any(|how| has(world.appliances(how), r));
-                    let takes = has(world.accepts[r], o) && !has(state.left[r], o);
+                    let takes = has(world.accepts[r], o) && !has(state.left[r], o) && !self.held_out(o, r);
                     let lamp = self.state.inside[r] & able.toggleable & self.memory.known != 0;
                     2 + 8 * u64::from(treats) + 6 * u64::from(takes) + 12 * u64::from(lamp)
                 }

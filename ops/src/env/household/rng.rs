@@ -75,3 +75,35 @@ impl Rng {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_first_release() {
+        let mut rng = Rng::of(&[1, 2, 3]);
+        assert_eq!([rng.bits(), rng.bits()], [15_805_195_602_745_993_416, 1_355_146_681_354_733_885]);
+    }
+
+    #[test]
+    fn any_change_in_any_word_gives_other_numbers() {
+        let keys = [&[][..], &[0], &[0, 0], &[1, 0], &[0, 1], &[1], &[2]];
+        let mut firsts: Vec<u64> = keys.iter().map(|words| Rng::of(words).bits()).collect();
+        firsts.sort_unstable();
+        firsts.dedup();
+        assert_eq!(firsts.len(), keys.len());
+    }
+
+    #[test]
+    fn choices_follow_their_weights() {
+        let mut rng = Rng::of(&[7]);
+        let mut counts = [0; 3];
+        for _ in 0..3000 {
+            counts[rng.weighted([1, 0, 2].into_iter()).unwrap()] += 1;
+        }
+        assert!((900..1100).contains(&counts[0]) && counts[1] == 0, "{counts:?}");
+        assert_eq!(rng.weighted([0, 0].into_iter()), None);
+        assert!((0..1000).all(|_| (3..=5).contains(&rng.between(3, 5))));
+    }
+}

@@ -30,7 +30,7 @@ pub(super) enum Purpose {
     /// Bring what is held where it belongs.
     Deliver { object: usize },
     /// Bring what is held under a lamp that was seen in a receptacle.
-    Light { object: usize, lamp: usize, at: usize },
+    Light { lamp: usize, at: usize },
     /// Get rid of what is held and not needed.
     Drop { object: usize },
 }
@@ -87,7 +87,7 @@ impl Search<'_> {
 
     fn use_held(&self, object: usize) -> Option<Step> {
         if self.aim.kind == TaskKind::LookAtObjInLight {
-            return self.light(object);
+            return self.light();
         }
         if let Some(how) = self.aim.kind.treatment().filter(|&how| !has(self.state.treated(how), object)) {
             let with = self.easiest(self.world.appliances(how))?;
@@ -116,12 +116,12 @@ impl Search<'_> {
         members(self.aim.receptacles).find(|&r| self.state.inside[r] & self.aim.objects & self.memory.known != 0)
     }
 
-    fn light(&self, object: usize) -> Option<Step> {
+    fn light(&self) -> Option<Step> {
         let lamps = members(self.aim.lamps).filter_map(|lamp| Some((lamp, self.seen_in(lamp)?)));
         match lamps.min_by_key(|&(lamp, at)| (!self.is_here(at), lamp)) {
             Some((lamp, at)) => {
                 let action = if self.is_here(at) { Action::Use(lamp) } else { Action::Go(at) };
-                Some(Step { action, purpose: Purpose::Light { object, lamp, at } })
+                Some(Step { action, purpose: Purpose::Light { lamp, at } })
             }
             None => self.seek(members(self.aim.lamps).next()?),
         }

@@ -398,3 +398,54 @@ impl World {
         actions
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Env, Rng, Settings, Size, Split, tasks};
+    use super::*;
+
+    /// Every action that has a name in this world.
+    fn conceivable(world: &World) -> Vec<Action> {
+        let (receptacles, objects) = (0..world.receptacles.len(), 0..world.objects.len());
+        let mut all = vec![Action::Look, Action::Inventory, Action::Help];
+        for r in receptacles {
+            all.extend([Action::Go(r), Action::Open(r), Action::Close(r), Action::ExamineReceptacle(r)]);
+            for object in objects.clone() {
+                all.extend([Action::Take { object, from: r }, Action::Move { object, to: r }]);
+                all.extend(Treatment::ALL.map(|how| Action::Treat { how, object, with: r }));
+            }
+        }
+        for object in objects.clone() {
+            all.extend([Action::ExamineObject(object), Action::Use(object)]);
+            all.extend(objects.clone().map(|with| Action::Slice { object, with }));
+        }
+        all
+    }
+
+    #[test]
+    fn the_list_of_actions_is_exactly_what_is_allowed_and_commands_name_actions() {
+        for (index, task) in
+            tasks(&Settings { size: Size::Alfred, ..Settings::default() }, Split::Ood, 12, 3).iter().enumerate()
+        {
+            let world = &task.world;
+            let mut play = task.play();
+            let mut rng = Rng::of(&[index as u64]);
+            for _ in 0..60 {
+                let mut listed = world.actions(&play.state);
+                let mut allowed = conceivable(world);
+                allowed.retain(|action| world.allowed(&play.state, *action));
+                for action in &allowed {
+                    for wording in [Wording::Move, Wording::Put] {
+                        assert_eq!(world.parse(&world.phrase(*action, wording), wording), Some(*action));
+                    }
+                }
+                let phrase = |action: &Action| world.phrase(*action, Wording::Move);
+                listed.sort_by_key(phrase);
+                allowed.sort_by_key(phrase);
+                assert_eq!(listed, allowed);
+                let command = play.random_action(&mut rng);
+                play.step(&command);
+            }
+        }
+    }
+}
