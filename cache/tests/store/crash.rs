@@ -94,7 +94,7 @@ fn verifies(home: &Home, why: &str) {
 }
 
 fn undisturbed() -> (Vec<Artifact>, usize) {
-    let home = Home::make();
+    let home = Home::light();
     let disk = healthy(&home);
     let expected = work(&home, &disk).unwrap();
     (expected, disk.calls().len())
@@ -105,7 +105,7 @@ fn a_process_killed_at_any_disk_operation_leaves_a_store_that_verifies() {
     let (expected, calls) = undisturbed();
     assert!(calls > 100, "the work is too small to test much: {calls} calls");
     for n in 0..calls {
-        let home = Home::make();
+        let home = Home::light();
         let disk = Arc::new(Faults::new(&home.path.join("backups"), Fault::Kill(n)));
         let result = work(&home, &disk);
         assert!(disk.struck(), "call {n} was never made");
@@ -121,7 +121,7 @@ fn a_power_cut_at_any_disk_operation_leaves_a_store_that_verifies() {
     for n in 0..calls {
         // None of what was not synced survives; then some of it, differently each time.
         for seed in 0..4 {
-            let home = Home::make();
+            let home = Home::light();
             let disk = Arc::new(Faults::new(&home.path.join("backups"), Fault::Kill(n)));
             let _ = work(&home, &disk);
             if seed == 0 {
@@ -138,7 +138,7 @@ fn a_power_cut_at_any_disk_operation_leaves_a_store_that_verifies() {
 
 #[test]
 fn what_was_published_survives_a_power_cut() {
-    let home = Home::make();
+    let home = Home::light();
     let disk = healthy(&home);
     let artifacts = work(&home, &disk).unwrap();
     disk.cut_power(&home.root(), |_| 0);
@@ -154,7 +154,7 @@ fn a_disk_that_lies_about_syncing_is_found_out() {
     let (_, calls) = undisturbed();
     let broken = (0..calls).filter(|n| {
         (1..4).any(|seed| {
-            let home = Home::make();
+            let home = Home::light();
             let disk = Arc::new(Faults::new(&home.path.join("backups"), Fault::Kill(*n)).lying());
             let _ = work(&home, &disk);
             disk.cut_power(&home.root(), random(n * 10 + seed));
@@ -168,7 +168,7 @@ fn a_disk_that_lies_about_syncing_is_found_out() {
 fn a_single_failed_operation_fails_one_call_and_spoils_nothing() {
     let (expected, calls) = undisturbed();
     for n in 0..calls {
-        let home = Home::make();
+        let home = Home::light();
         let disk = Arc::new(Faults::new(&home.path.join("backups"), Fault::Once(n)));
         let result = work(&home, &disk);
         let why = format!("call {n}, `{}`, failed with {:?}", disk.calls()[n], result.as_ref().err());
@@ -184,7 +184,7 @@ fn a_single_failed_operation_fails_one_call_and_spoils_nothing() {
 
 #[test]
 fn redoing_the_work_mends_a_store_whose_objects_were_overwritten_or_lost() {
-    let home = Home::make();
+    let home = Home::light();
     let disk = healthy(&home);
     let expected = work(&home, &disk).unwrap();
     let store = home.store();

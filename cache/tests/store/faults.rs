@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use actloom_cache::disk::{Lock, Locked, Measure, Stat};
@@ -45,7 +46,6 @@ struct State {
     synced: BTreeSet<u64>,
     /// By folder, what was done to its names since its last sync.
     changes: BTreeMap<Utf8PathBuf, Vec<Change>>,
-    backups: usize,
 }
 
 #[derive(Debug)]
@@ -148,9 +148,8 @@ impl Faults {
         if !fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
             return None;
         }
-        let mut state = self.state.lock().unwrap();
-        state.backups += 1;
-        let backup = self.backups.join(state.backups.to_string());
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let backup = self.backups.join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
         fs::hard_link(path, &backup).unwrap();
         Some(Change::Lost(path.file_name().unwrap().to_owned(), backup))
     }

@@ -24,7 +24,16 @@ pub struct Home {
 
 impl Home {
     pub fn make() -> Home {
-        let dir = tempfile::tempdir().unwrap();
+        Home::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// In memory where the system has a folder for that: for tests that make thousands of stores, on disks that lose
+    /// power without help.
+    pub fn light() -> Home {
+        Home::in_folder(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn in_folder(dir: tempfile::TempDir) -> Home {
         let path = Utf8PathBuf::from_path_buf(dir.path().canonicalize().unwrap()).unwrap();
         Home { _dir: dir, path }
     }
