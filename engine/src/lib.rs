@@ -7,5 +7,7 @@ pub mod diagnostic;
 pub mod event;
 pub mod graph;
 pub mod op;
+pub mod recipe;
+pub mod resolve;
 pub mod source;
 pub mod stop;
