@@ -162,6 +162,8 @@ mod tests {
             ContentId::of_file(b"abc").to_string(),
             "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
         );
+        // As Python's blake3 1.0.11 says: `blake3(b"m", derive_key_context="actloom action 1")`.
+        assert_eq!(ActionKey::of(b"m").to_string(), "df95fd132e76d47181efffeb67e05d2f33826f8853a958d7ccd2616e7121784e");
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! Text rules: lower case, no full stop, backticks around the user's text, the fact first, then what was expected.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::graph::Span;
-use crate::source::Sources;
+use crate::source::{SourceId, Sources};
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +22,93 @@ pub struct Diagnostic {
     pub related: Vec<(Span, String)>,
     /// `a step has the name `pairs``, without the word `help:`.
     pub help: Vec<String>,
+}
+
+impl Diagnostic {
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Diagnostic { code, message: message.into(), primary: None, related: Vec::new(), help: Vec::new() }
+    }
+
+    /// Puts the caret.
+    pub fn at(mut self, span: &Span, label: impl Into<String>) -> Self {
+        self.primary = Some((span.clone(), label.into()));
+        self
+    }
+
+    /// Points at another place that matters.
+    pub fn related(mut self, span: &Span, label: impl Into<String>) -> Self {
+        self.related.push((span.clone(), label.into()));
+        self
+    }
+
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help.push(help.into());
+        self
+    }
+
+    /// Adds help where there is some.
+    pub fn help_opt(mut self, help: Option<String>) -> Self {
+        self.help.extend(help);
+        self
+    }
+}
+
+/// Findings as they come in. The same finding in many variants of a step counts once.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    found: Vec<Diagnostic>,
+    seen: HashSet<(&'static str, String, Option<(SourceId, usize, usize)>)>,
+}
+
+impl Findings {
+    pub(crate) fn push(&mut self, d: Diagnostic) {
+        let place = d.primary.as_ref().map(|(span, _)| (span.source, span.bytes.start, span.bytes.end));
+        if self.seen.insert((d.code, d.message.clone(), place)) {
+            self.found.push(d);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// In the order of the text; what points nowhere comes first.
+    pub(crate) fn finish(mut self, sources: Sources) -> Diagnostics {
+        self.found.sort_by_key(|d| d.primary.as_ref().map(|(span, _)| (span.source, span.bytes.start)));
+        Diagnostics { sources, found: self.found }
+    }
+}
+
+/// The candidate that `name` was most likely meant to be.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let far = name.chars().count().max(3) / 3 + 1;
+    candidates
+        .into_iter()
+        .map(|c| {
+            let distance = strsim::damerau_levenshtein(&name.to_lowercase(), &c.to_lowercase());
+            (distance, c)
+        })
+        .filter(|(distance, c)| *distance <= far && *distance < c.chars().count().max(2))
+        .min_by(|a, b| a.0.cmp(&b.0).then_with(|| similarity(name, b.1).total_cmp(&similarity(name, a.1))))
+        .map(|(_, c)| c)
+}
+
+fn similarity(a: &str, b: &str) -> f64 {
+    strsim::jaro_winkler(a, b)
+}
+
+/// `` `a`, `b` or `c` ``, or `and`; long lists are cut.
+pub(crate) fn listed<'a>(items: impl IntoIterator<Item = &'a str>, word: &str) -> String {
+    const SHOWN: usize = 12;
+    let items: Vec<String> = items.into_iter().map(|i| format!("`{i}`")).collect();
+    match items.as_slice() {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        many if many.len() > SHOWN => {
+            format!("{} and {} more", many[..SHOWN].join(", "), many.len() - SHOWN)
+        }
+        [head @ .., last] => format!("{} {word} {last}", head.join(", ")),
+    }
 }
 
 /// All findings, with the texts they point into.

@@ -13,6 +13,8 @@ mod metrics;
 pub mod op;
 pub mod plan;
 pub mod reason;
+pub mod recipe;
+pub mod resolve;
 pub mod run;
 pub mod schedule;
 pub mod source;

@@ -386,7 +386,6 @@ pub struct OpContext<'a> {
 
 impl<'a> OpContext<'a> {
     /// A context by hand, for the engine and for tests of ops.
-    #[expect(clippy::too_many_arguments, reason = "one call site in the engine, one in tests")]
     pub fn new(
         inputs: BTreeMap<String, Vec<InputArtifact>>,
         outputs: BTreeMap<String, Utf8PathBuf>,

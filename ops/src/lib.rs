@@ -2,3 +2,12 @@
 
 pub mod artifact;
 pub mod env;
+pub mod infer;
+pub mod model;
+pub mod nn;
+pub mod op;
+pub mod registry;
+pub mod reward;
+pub mod rng;
+pub mod text;
+pub mod train;

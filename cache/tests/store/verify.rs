@@ -1,0 +1,137 @@
+//! `verify` finds every kind of damage, and nothing in a store that is only busy.
+
+use std::fs;
+
+use actloom_cache::{Artifact, Problem, Store, StoreError};
+use camino::Utf8PathBuf;
+
+use crate::{Home, action, key, overwrite, publish_file, write};
+
+fn object(store: &Store, artifact: &Artifact) -> Utf8PathBuf {
+    store.path_of(artifact).unwrap()
+}
+
+fn only(store: &Store) -> Problem {
+    let mut problems = store.verify().unwrap().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems.remove(0)
+}
+
+#[test]
+fn a_flipped_bit_that_neither_size_nor_time_betrays_is_found() {
+    let home = Home::make();
+    let store = home.store();
+    let artifact = publish_file(&store, "a", &[7; 5000]).outputs["out"].clone();
+    assert!(store.verify().unwrap().is_clean());
+    let path = object(&store, &artifact);
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut content = fs::read(&path).unwrap();
+    content[4321] ^= 0x10;
+    overwrite(&path, &content);
+    fs::File::open(&path).unwrap().set_modified(time).unwrap();
+    assert_eq!(only(&store), Problem::CorruptObject { id: artifact.id, path });
+}
+
+#[test]
+fn a_missing_object_is_found_once_for_each_action_that_needs_it() {
+    let home = Home::make();
+    let store = home.store();
+    let artifact = publish_file(&store, "a", b"x").outputs["out"].clone();
+    store.publish(&action("b", &[("copy", &artifact)])).unwrap();
+    let path = object(&store, &artifact);
+    fs::remove_file(&path).unwrap();
+    let mut found: Vec<_> = store
+        .verify()
+        .unwrap()
+        .problems
+        .into_iter()
+        .map(|problem| match problem {
+            Problem::MissingObject { key, output, path: missing } if missing == path => (key, output),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    found.sort();
+    let mut expected = vec![(key("a"), "out".to_owned()), (key("b"), "copy".to_owned())];
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(!store.complete(&store.action(&key("a")).unwrap().unwrap()).unwrap());
+}
+
+#[test]
+fn a_missing_or_altered_manifest_is_found() {
+    let home = Home::make();
+    let store = home.store();
+    home.file("t/a", b"a");
+    let tree = store.put(&home.path.join("t")).unwrap();
+    store.publish(&action("a", &[("out", &tree)])).unwrap();
+    let hex = tree.id.to_string();
+    let path = home.root().join("v1/trees").join(&hex[..2]).join(&hex);
+    let text = fs::read_to_string(&path).unwrap();
+    overwrite(&path, text.replace(" a\n", " b\n").as_bytes());
+    assert_eq!(only(&store), Problem::CorruptTree { id: tree.id, path: path.clone() });
+    assert!(matches!(store.files(&tree), Err(StoreError::Corrupt { .. })));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(only(&store), Problem::MissingObject { key: key("a"), output: "out".to_owned(), path });
+    assert!(matches!(store.files(&tree), Err(StoreError::Missing { .. })));
+}
+
+#[test]
+fn a_truncated_record_is_found_named_and_not_taken_for_absent() {
+    let home = Home::make();
+    let store = home.store();
+    publish_file(&store, "a", b"x");
+    let hex = key("a").to_string();
+    let path = home.root().join("v1/actions").join(&hex[..2]).join(format!("{hex}.json"));
+    let length = fs::metadata(&path).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 10).unwrap();
+    assert!(matches!(only(&store), Problem::BadRecord { path: found, .. } if found == path));
+    let error = store.action(&key("a")).unwrap_err();
+    assert!(matches!(&error, StoreError::Record { .. }) && error.to_string().contains(path.as_str()), "{error}");
+    assert!(store.actions().is_err());
+    // gc cannot know what it referred to, and so removes nothing.
+    let plan = actloom_cache::gc::plan(&store, &actloom_cache::gc::Policy::default());
+    assert!(matches!(plan, Err(StoreError::Record { .. })));
+}
+
+#[test]
+fn files_that_a_store_does_not_write_are_found() {
+    let home = Home::make();
+    let store = home.store();
+    let artifact = publish_file(&store, "a", b"x").outputs["out"].clone();
+    let hex = artifact.id.to_string();
+    let base = home.root().join("v1");
+    let mut strays = vec![
+        base.join("notes.txt"),
+        base.join("objects/loose"),
+        base.join("objects").join(&hex[..2]).join("thumbs.db"),
+        base.join("objects/zz").join(&hex),
+        base.join("trees/ab/x"),
+        base.join("actions/ab/x.json"),
+        base.join("locks/mine"),
+        base.join("scratch/mine"),
+    ];
+    strays.iter().for_each(|path| write(path, b""));
+    strays.sort();
+    // Anything may lie here.
+    write(&base.join("runs/any"), b"");
+    write(&store.scratch(&key("b")).unwrap().join("any"), b"");
+    let expected: Vec<Problem> = strays.into_iter().map(|path| Problem::StrayFile { path }).collect();
+    assert_eq!(store.verify().unwrap().problems, expected);
+}
+
+#[test]
+fn garbage_and_work_in_progress_are_no_problems() {
+    let home = Home::make();
+    let store = home.store();
+    publish_file(&store, "a", b"published");
+    home.file("t/a", b"unpublished");
+    store.put(&home.path.join("t")).unwrap();
+    let stage = store.stage(&key("b")).unwrap();
+    write(&stage.path().join("half"), b"written");
+    let _lock = store.lock(&key("b")).unwrap().unwrap();
+    store.scratch(&key("b")).unwrap();
+    let report = home.store().verify().unwrap();
+    assert!(report.is_clean(), "{:?}", report.problems);
+    assert_eq!((report.objects.count, report.trees.count, report.actions), (2, 1, 1));
+    assert_eq!(report.garbage.count, 2, "an object and a tree; the stage has a living owner");
+}

@@ -1,0 +1,251 @@
+//! The few statistics that tables of agents need: means, spreads, intervals, a paired bootstrap.
+//!
+//! Invariants: nothing returns NaN for finite inputs (what is not defined is `None`); the bootstrap is a function of
+//! its arguments, whatever the number of threads.
+
+/// 97.5 % quantile of the standard normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom, where the expansion below is too coarse.
+const T: [f64; 10] = [
+    12.706_204_736_174_694,
+    4.302_652_729_696_144,
+    3.182_446_305_284_264,
+    2.776_445_105_198_06,
+    2.570_581_835_636_314,
+    2.446_911_851_144_969,
+    2.364_624_251_592_785,
+    2.306_004_135_204_172,
+    2.262_157_162_798_205,
+    2.228_138_851_986_274,
+];
+
+/// The arithmetic mean; `None` of nothing.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    Some(values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Sum of squared distances from the mean, in two passes.
+fn squares(values: &[f64]) -> Option<f64> {
+    let mean = mean(values)?;
+    Some(values.iter().map(|x| (x - mean) * (x - mean)).sum())
+}
+
+/// The standard deviation with `n - 1` below: an estimate for seeds that were not run. `None` of fewer than two.
+pub fn sample_std(values: &[f64]) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
+    Some((squares(values)? / (values.len() - 1) as f64).sqrt())
+}
+
+/// The standard deviation with `n` below: the spread of the values at hand. `None` of nothing.
+pub fn population_std(values: &[f64]) -> Option<f64> {
+    Some((squares(values)? / values.len() as f64).sqrt())
+}
+
+/// Wilson's 95 % interval for a share of `won` in `n` (Wilson 1927, equation 5, without continuity correction).
+/// `None` of nothing.
+pub fn wilson(won: usize, n: usize) -> Option<[f64; 2]> {
+    if n == 0 {
+        return None;
+    }
+    let (p, n) = (won as f64 / n as f64, n as f64);
+    let below = 1.0 + Z * Z / n;
+    let centre = (p + Z * Z / (2.0 * n)) / below;
+    let half = Z / below * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    // At the ends the formula gives 0 and 1 up to rounding: an interval never leaves the range nor excludes p.
+    Some([(centre - half).clamp(0.0, p), (centre + half).clamp(p, 1.0)])
+}
+
+/// 97.5 % quantile of Student's t: tabulated to 10 degrees of freedom, then the Cornish-Fisher expansion in 1/df
+/// (Abramowitz and Stegun 26.7.5; below 1e-4 off).
+///
+/// # Panics
+/// At 0 degrees of freedom, where there is no such distribution.
+pub fn student_t(df: usize) -> f64 {
+    assert!(df > 0, "BUG: student's t has no 0 degrees of freedom");
+    if let Some(&t) = T.get(df - 1) {
+        return t;
+    }
+    let v = df as f64;
+    let (z3, z5, z7, z9) = (Z.powi(3), Z.powi(5), Z.powi(7), Z.powi(9));
+    Z + (z3 + Z) / (4.0 * v)
+        + (5.0 * z5 + 16.0 * z3 + 3.0 * Z) / (96.0 * v.powi(2))
+        + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * Z) / (384.0 * v.powi(3))
+        + (79.0 * z9 + 776.0 * z7 + 1482.0 * z5 - 1920.0 * z3 - 945.0 * Z) / (92_160.0 * v.powi(4))
+}
+
+/// Student's 95 % interval for the mean of a normal population. `None` of fewer than two values.
+pub fn t_interval(values: &[f64]) -> Option<[f64; 2]> {
+    let (mean, std) = (mean(values)?, sample_std(values)?);
+    let half = student_t(values.len() - 1) * std / (values.len() as f64).sqrt();
+    Some([mean - half, mean + half])
+}
+
+/// The `q` quantile of sorted values, linear between neighbours (type 7 of Hyndman and Fan). `None` of nothing.
+pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let place = q.clamp(0.0, 1.0) * (sorted.len().checked_sub(1)?) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(low + (high - low) * place.fract())
+}
+
+/// Draw number `counter` of the generator `seed`: splitmix64 (Steele, Lea and Flood 2014) read at any place.
+fn draw(seed: u64, counter: u64) -> u64 {
+    let mut x = seed.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A percentile bootstrap's 95 % interval for the mean of paired differences: each resample draws as many pairs as
+/// there are, with replacement (Efron and Tibshirani 1993, chapter 13). `None` of fewer than two pairs.
+pub fn bootstrap(differences: &[f64], resamples: usize, seed: u64) -> Option<[f64; 2]> {
+    let n = differences.len();
+    if n < 2 || resamples == 0 {
+        return None;
+    }
+    let mut means: Vec<f64> = (0..resamples)
+        .map(|r| {
+            let first = r as u64 * n as u64;
+            let sum: f64 = (0..n as u64)
+                .map(|i| {
+                    // The high word of a 128-bit product maps 64 random bits to 0..n with a bias below n / 2^64.
+                    let at = (u128::from(draw(seed, first + i)) * n as u128) >> 64;
+                    differences[at as usize]
+                })
+                .sum();
+            sum / n as f64
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    Some([quantile(&means, 0.025)?, quantile(&means, 0.975)?])
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn close(a: f64, b: f64, tolerance: f64) -> bool {
+        (a - b).abs() <= tolerance
+    }
+
+    #[test]
+    fn mean_and_both_spreads_match_a_textbook_example() {
+        // 2, 4, 4, 4, 5, 5, 7, 9: mean 5, population variance 4, sample variance 32 / 7.
+        let values = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0];
+        assert_eq!(mean(&values), Some(5.0));
+        assert_eq!(population_std(&values), Some(2.0));
+        assert!(close(sample_std(&values).unwrap(), (32.0f64 / 7.0).sqrt(), 1e-15));
+    }
+
+    #[test]
+    fn what_is_not_defined_is_none() {
+        assert_eq!(mean(&[]), None);
+        assert_eq!(sample_std(&[1.0]), None);
+        assert_eq!(population_std(&[]), None);
+        assert_eq!(population_std(&[1.0]), Some(0.0));
+        assert_eq!(wilson(0, 0), None);
+        assert_eq!(t_interval(&[1.0]), None);
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(bootstrap(&[1.0], 100, 0), None);
+    }
+
+    #[test]
+    fn wilson_matches_published_values() {
+        // 8 of 10 and 0 of 10; the last is z^2 / (n + z^2).
+        let [low, high] = wilson(8, 10).unwrap();
+        assert!(close(low, 0.490_162_5, 1e-6) && close(high, 0.943_317_8, 1e-6), "{low} {high}");
+        let [low, high] = wilson(0, 10).unwrap();
+        assert!(low == 0.0 && close(high, 3.841_458_82 / 13.841_458_82, 1e-8), "{low} {high}");
+        assert_eq!(wilson(10, 10).unwrap()[1], 1.0);
+    }
+
+    #[test]
+    fn student_quantiles_match_tables_on_both_sides_of_the_switch() {
+        assert!(close(student_t(1), 12.7062, 1e-4));
+        assert!(close(student_t(4), 2.776_445, 1e-6));
+        assert!(close(student_t(11), 2.200_985, 1e-4));
+        assert!(close(student_t(30), 2.042_272, 1e-5));
+        assert!(close(student_t(1000), 1.962_339, 1e-6));
+    }
+
+    #[test]
+    fn the_t_interval_of_one_two_three_is_two_plus_minus_four_point_three_over_root_three() {
+        let [low, high] = t_interval(&[1.0, 2.0, 3.0]).unwrap();
+        let half = 4.302_652_73 / 3.0f64.sqrt();
+        assert!(close(low, 2.0 - half, 1e-8) && close(high, 2.0 + half, 1e-8));
+    }
+
+    #[test]
+    fn quantiles_are_linear_between_neighbours() {
+        let sorted = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(quantile(&sorted, 0.0), Some(1.0));
+        assert_eq!(quantile(&sorted, 0.5), Some(2.5));
+        assert_eq!(quantile(&sorted, 1.0), Some(4.0));
+    }
+
+    #[test]
+    fn draws_are_the_published_splitmix64_sequence() {
+        let first: Vec<u64> = (0..5).map(|i| draw(1_234_567, i)).collect();
+        let published = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+            4_593_380_528_125_082_431,
+            16_408_922_859_458_223_821,
+        ];
+        assert_eq!(first, published);
+    }
+
+    #[test]
+    fn the_bootstrap_agrees_with_the_normal_interval_on_many_pairs() {
+        // 1000 pairs: 300 better, 200 worse, 500 equal. Mean 0.1, standard error sqrt((0.5 - 0.01) / 1000).
+        let differences: Vec<f64> = (0..1000).map(|i| [1.0, -1.0, 0.0][[0, 0, 0, 1, 1, 2, 2, 2, 2, 2][i % 10]]).collect();
+        let half = Z * (0.49f64 / 1000.0).sqrt();
+        let [low, high] = bootstrap(&differences, 2000, 7).unwrap();
+        assert!(close(low, 0.1 - half, 0.004) && close(high, 0.1 + half, 0.004), "{low} {high}");
+    }
+
+    #[test]
+    fn the_bootstrap_repeats_with_its_seed_and_moves_with_another() {
+        let differences = [0.3, -0.1, 0.7, 0.2, -0.4];
+        assert_eq!(bootstrap(&differences, 500, 1), bootstrap(&differences, 500, 1));
+        assert_ne!(bootstrap(&differences, 500, 1), bootstrap(&differences, 500, 2));
+        assert_eq!(bootstrap(&[0.25; 6], 100, 3), Some([0.25, 0.25]));
+    }
+
+    proptest! {
+        #[test]
+        fn wilson_holds_the_share_and_stays_a_share(n in 1usize..2000, part in 0.0f64..=1.0) {
+            let won = (part * n as f64).round() as usize;
+            let [low, high] = wilson(won, n).unwrap();
+            let p = won as f64 / n as f64;
+            prop_assert!(0.0 <= low && low <= p && p <= high && high <= 1.0);
+        }
+
+        #[test]
+        fn the_bootstrap_stays_between_the_extremes(d in proptest::collection::vec(-1.0f64..1.0, 2..20), seed: u64) {
+            let [low, high] = bootstrap(&d, 50, seed).unwrap();
+            let least = d.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = d.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            prop_assert!(least - 1e-12 <= low && low <= high && high <= most + 1e-12);
+        }
+
+        #[test]
+        fn shifting_values_shifts_the_mean_and_keeps_the_spread(
+            d in proptest::collection::vec(-10.0f64..10.0, 2..20), by in -10.0f64..10.0,
+        ) {
+            let moved: Vec<f64> = d.iter().map(|x| x + by).collect();
+            prop_assert!(close(mean(&moved).unwrap(), mean(&d).unwrap() + by, 1e-9));
+            prop_assert!(close(sample_std(&moved).unwrap(), sample_std(&d).unwrap(), 1e-9));
+        }
+    }
+}

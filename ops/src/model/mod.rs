@@ -1,0 +1,51 @@
+//! Language models: one file per family, configs that mirror `config.json`, checkpoint names for tensors.
+//!
+//! Invariant: one implementation trains and samples; what it cannot honour in a config is refused by name at load.
+
+mod config;
+mod io;
+mod qwen3;
+
+pub use config::Config;
+pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
+pub use qwen3::{Qwen3, Sequence, Target};
+
+use actloom_engine::op::{DeviceRequest, OpError};
+use candle_core::Device;
+
+/// Opens the device asked for and says which one it became and why.
+///
+/// # Errors
+/// When a GPU was demanded and none can be used.
+pub fn open_device(request: DeviceRequest) -> Result<(Device, String), OpError> {
+    match request {
+        DeviceRequest::Cpu => Ok((Device::Cpu, "cpu, as asked".into())),
+        DeviceRequest::Cuda(n) => match Device::new_cuda_with_stream(n) {
+            Ok(device) => Ok((device, format!("cuda:{n}, as asked"))),
+            Err(error) => Err(OpError::with_help(
+                format!("cannot open CUDA device {n}: {}", first_line(&error)),
+                "use `--device cpu` or `--device auto`, or a build with `--features cuda` on a machine with a GPU",
+            )),
+        },
+        DeviceRequest::Auto => {
+            if !candle_core::utils::cuda_is_available() {
+                return Ok((Device::Cpu, "cpu: this build has no CUDA".into()));
+            }
+            match Device::new_cuda_with_stream(0) {
+                Ok(device) => Ok((device, "cuda:0, found".into())),
+                Err(error) => {
+                    Ok((Device::Cpu, format!("cpu: no CUDA device could be opened ({})", first_line(&error))))
+                }
+            }
+        }
+    }
+}
+
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or("unknown error").to_owned()
+}
+
+/// candle's errors as an op's.
+pub fn failed(error: candle_core::Error) -> OpError {
+    OpError::failed(format!("tensor operation failed: {error}"))
+}

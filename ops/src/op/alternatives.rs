@@ -1,0 +1,121 @@
+//! `alternatives`: what a policy itself would do at each state of expert episodes.
+
+use std::collections::BTreeSet;
+
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{self, past, state_ids};
+use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples};
+use crate::infer::{Request, complete, prefill};
+use crate::rng::Rng;
+
+/// Parameters of `alternatives`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Samples at each state.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub per_state: usize,
+    #[serde(default = "temperature")]
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub temperature: f64,
+    /// Longest action, in tokens; a longer one is cut off and counts as not ended.
+    #[serde(default = "max_tokens")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub max_tokens: usize,
+}
+
+fn one() -> usize {
+    1
+}
+fn temperature() -> f64 {
+    1.0
+}
+fn max_tokens() -> usize {
+    32
+}
+
+/// The op.
+pub struct Alternatives;
+
+impl Op for Alternatives {
+    type Params = Params;
+    const NAME: &'static str = "alternatives";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "samples a policy's own actions at the states of expert episodes";
+
+    fn ports(&self, _: &Params) -> Ports {
+        Ports::new()
+            .input("policy", Kind::MODEL, "whose actions are sampled")
+            .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
+            .output("samples", Kind::SAMPLES, "actions that differ from the expert's, one state a line")
+    }
+
+    fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
+        let (model, text) = common::load(ctx, ctx.input("policy"))?;
+        let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
+        let seed = ctx.seed("samples");
+        let mut lines = Vec::new();
+        let (mut drawn, mut equal, mut unfinished, mut admissible) = (0usize, 0usize, 0usize, 0usize);
+        for (e, episode) in episodes.iter().enumerate() {
+            let mut requests = Vec::new();
+            for turn in 0..episode.turns.len() {
+                let ids = state_ids(&text, &past(episode, turn), &model, p.max_tokens)?;
+                let (sequence, feed) = prefill(&model, &ids)?;
+                for k in 0..p.per_state {
+                    requests.push(Request {
+                        sequence: sequence.clone(),
+                        feed: feed.clone(),
+                        temperature: p.temperature as f32,
+                        max_tokens: p.max_tokens,
+                        allowed: Vec::new(),
+                        rng: Rng::at(seed, &[e as u64, turn as u64, k as u64]),
+                    });
+                }
+            }
+            let completions = complete(&model, &text.eos, requests, &|| ctx.stopping())?;
+            for (turn, samples) in completions.chunks(p.per_state).enumerate() {
+                let state = &episode.turns[turn];
+                let (mut alternatives, mut dropped) = (Vec::new(), 0);
+                let mut seen = BTreeSet::new();
+                for c in samples {
+                    drawn += 1;
+                    let Some((_, head)) = c.ids.split_last().filter(|_| c.ended) else {
+                        unfinished += 1;
+                        continue;
+                    };
+                    let action = text.decode(head)?.trim().to_owned();
+                    if action == state.action {
+                        dropped += 1;
+                        equal += 1;
+                    } else if !action.is_empty() && seen.insert(action.clone()) {
+                        let possible = state.actions.contains(&action);
+                        admissible += usize::from(possible);
+                        let logp = c.logps.iter().map(|l| f64::from(*l)).sum();
+                        alternatives.push(Alternative { action, admissible: possible, logp });
+                    }
+                }
+                lines.push(Samples {
+                    v: SCHEMA_VERSION,
+                    episode: e,
+                    turn,
+                    expert: state.action.clone(),
+                    alternatives,
+                    dropped,
+                });
+            }
+            ctx.progress(e as u64 + 1, episodes.len() as u64, "episodes", "");
+        }
+        let kept: usize = lines.iter().map(|l| l.alternatives.len()).sum();
+        let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
+        ctx.metric(0, "sampled", drawn as f64);
+        ctx.metric(0, "kept", kept as f64);
+        ctx.metric(0, "equal_to_expert", share(equal, drawn));
+        ctx.metric(0, "unfinished", share(unfinished, drawn));
+        ctx.metric(0, "admissible", share(admissible, kept));
+        artifact::write(ctx.output("samples"), &lines)
+    }
+}

@@ -1,0 +1,95 @@
+//! What several ops share: worlds by name, models from folders, states as conversations.
+
+use actloom_engine::event::Level;
+use actloom_engine::op::{OpContext, OpError};
+use camino::Utf8Path;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::{Episode, Past};
+use crate::model::{self, Qwen3, copy_text_files, open_device};
+use crate::text::{Dialogue, Text};
+
+/// Environments by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EnvName {
+    /// ALFWorld's text world of rooms, receptacles and objects.
+    #[default]
+    Household,
+}
+
+/// Loads a model and its text side onto the step's device, and says which device it is.
+///
+/// # Errors
+/// Names what is missing.
+pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Qwen3, Text), OpError> {
+    let (device, why) = open_device(ctx.device())?;
+    ctx.note("device", why.clone());
+    ctx.say(Level::Info, format!("device {why}"));
+    let model = model::load(folder, &device)?;
+    let text = Text::load(folder, &model.config.eos)?;
+    if text.vocabulary() > model.config.vocab_size {
+        let (have, want) = (model.config.vocab_size, text.vocabulary());
+        return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
+    }
+    Ok((model, text))
+}
+
+/// Writes a trained model with the text files of the one it came from.
+///
+/// # Errors
+/// The file system's.
+pub fn publish(ctx: &OpContext<'_>, model: &Qwen3, from: &Utf8Path) -> Result<(), OpError> {
+    let to = ctx.output("model");
+    copy_text_files(from, to)?;
+    model::save(model, to)
+}
+
+/// The state before turn `turn` of an episode.
+pub fn past(episode: &Episode, turn: usize) -> Past {
+    Past {
+        start: episode.start.clone(),
+        turns: episode.turns[..turn].iter().map(|t| (t.action.clone(), t.observation.clone())).collect(),
+    }
+}
+
+/// The ids of a state, open for an action.
+///
+/// # Errors
+/// The template's and the tokenizer's; a state longer than the model takes.
+pub fn state_ids(text: &Text, past: &Past, model: &Qwen3, room: usize) -> Result<Vec<u32>, OpError> {
+    let dialogue = Dialogue::at(text, past, false)?;
+    check_length(dialogue.ids().len(), model, room)?;
+    Ok(dialogue.example.ids)
+}
+
+/// Refuses a prompt that leaves no room for its answer.
+///
+/// # Errors
+/// Says how long it is and what the model takes.
+pub fn check_length(prompt: usize, model: &Qwen3, room: usize) -> Result<(), OpError> {
+    let limit = model.config.max_positions;
+    if prompt + room > limit {
+        return Err(OpError::with_help(
+            format!("a prompt of {prompt} tokens and an answer of {room} do not fit the model's {limit} positions"),
+            "raise `max_positions` of the model, or shorten the episodes",
+        ));
+    }
+    Ok(())
+}
+
+/// Ids of the actions a policy may be held to, each with its end token.
+///
+/// # Errors
+/// The tokenizer's.
+pub fn action_ids(text: &Text, actions: &[String]) -> Result<Vec<Vec<u32>>, OpError> {
+    actions
+        .iter()
+        .map(|a| {
+            let mut ids = text.encode(a)?;
+            ids.extend(text.eos.first());
+            Ok(ids)
+        })
+        .collect()
+}

@@ -1,0 +1,135 @@
+//! `critic`: how often a model says of two actions which is better, each pair asked in both orders.
+
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::act::{Critics, prompt};
+use super::common;
+use crate::artifact::{self, Pair, SCHEMA_VERSION};
+use crate::infer::{Request, complete, prefill};
+use crate::reward::Reward;
+use crate::rng::Rng;
+use crate::train::grpo::Questions;
+
+/// Which pairs are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those kept away from training.
+    #[default]
+    HeldOut,
+    All,
+}
+
+/// Parameters of `critic`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    #[serde(default)]
+    pub which: Which,
+    /// Only the first so many pairs; 0 takes all.
+    #[serde(default)]
+    pub limit: usize,
+    /// 0 takes the likeliest token.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub temperature: f64,
+    /// Longest answer, in tokens.
+    #[serde(default = "max_tokens")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub max_tokens: usize,
+}
+
+fn max_tokens() -> usize {
+    48
+}
+
+/// The op.
+pub struct Critic;
+
+impl Op for Critic {
+    type Params = Params;
+    const NAME: &'static str = "critic";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
+
+    fn ports(&self, _: &Params) -> Ports {
+        Ports::new().input("model", Kind::MODEL, "who is asked").input("pairs", Kind::PAIRS, "what is asked").output(
+            "scores",
+            Kind::SCORES,
+            "accuracy, by position of the right answer, and the share of malformed answers",
+        )
+    }
+
+    fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
+        let (model, text) = common::load(ctx, ctx.input("model"))?;
+        let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
+        if p.which == Which::HeldOut {
+            pairs.retain(|pair| pair.held_out);
+        }
+        if p.limit > 0 {
+            pairs.truncate(p.limit);
+        }
+        if pairs.is_empty() {
+            return Err(OpError::with_help(
+                "there is no pair to ask",
+                "raise `held_out` of `pairs`, or take `which = \"all\"`",
+            ));
+        }
+        let both: Vec<Pair> = pairs
+            .into_iter()
+            .flat_map(|pair| {
+                let mut other = pair.clone();
+                other.shown.swap(0, 1);
+                other.expert = 1 - other.expert;
+                [pair, other]
+            })
+            .collect();
+        let prompts = both.iter().map(|q| prompt(q, &text, &model, p.max_tokens)).collect::<Result<Vec<_>, _>>()?;
+        let critics = Critics { prompts, pairs: both, reward: Reward::default() };
+        let seed = ctx.seed("samples");
+        let mut outcomes = Vec::with_capacity(critics.len());
+        let all: Vec<usize> = (0..critics.len()).collect();
+        for chunk in all.chunks(crate::infer::BATCH) {
+            let mut requests = Vec::with_capacity(chunk.len());
+            for i in chunk {
+                let (sequence, feed) = prefill(&model, critics.prompt(*i))?;
+                let rng = Rng::at(seed, &[*i as u64]);
+                let (temperature, max_tokens) = (p.temperature as f32, p.max_tokens);
+                requests.push(Request { sequence, feed, temperature, max_tokens, allowed: Vec::new(), rng });
+            }
+            for (i, c) in chunk.iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
+                let answer = match c.ids.split_last() {
+                    Some((_, head)) if c.ended => Some(text.decode(head)?),
+                    _ => None,
+                };
+                outcomes.push(critics.judge(*i, answer.as_deref()));
+            }
+            ctx.progress(outcomes.len() as u64, critics.len() as u64, "questions", "");
+        }
+        let share = |f: &dyn Fn(usize) -> bool, of: &dyn Fn(usize) -> bool| {
+            let n = (0..outcomes.len()).filter(|i| of(*i)).count();
+            (0..outcomes.len()).filter(|i| of(*i) && f(*i)).count() as f64 / n.max(1) as f64
+        };
+        let right = |i: usize| outcomes[i].correct;
+        let at = |position: usize| move |o: &crate::reward::Outcome| o.position == Some(position);
+        let (first, second) = (at(0), at(1));
+        let metrics = json!({
+            "accuracy": share(&right, &|_| true),
+            "accuracy_first": share(&right, &|i| first(&outcomes[i])),
+            "accuracy_second": share(&right, &|i| second(&outcomes[i])),
+            "consistent": share(&|i| outcomes[i].correct && outcomes[i ^ 1].correct, &|i| i % 2 == 0),
+            "malformed": share(&|i| outcomes[i].malformed, &|_| true),
+        });
+        if let Some(map) = metrics.as_object() {
+            for (name, value) in map {
+                ctx.metric(0, name, value.as_f64().unwrap_or(f64::NAN));
+            }
+        }
+        let scores = json!({ "v": SCHEMA_VERSION, "questions": outcomes.len(), "metrics": metrics });
+        fs_err::write(ctx.output("scores"), format!("{scores:#}\n"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! One file per op, and what several of them share.
+
+pub mod act;
+pub mod alternatives;
+pub mod common;
+pub mod critic;
+pub mod demos;
+pub mod model;
+pub mod pairs;
+pub mod policy_optimisation;
+pub mod pretrain;
+pub mod rl;
+pub mod rollout;
+pub mod sft;

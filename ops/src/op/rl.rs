@@ -1,0 +1,72 @@
+//! `rl`: GRPO on the next action at the states of expert episodes: single step, the reward compares with the expert.
+
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+
+use super::common::{self, past, state_ids};
+use super::policy_optimisation::Params;
+use crate::artifact::{self, Episode};
+use crate::model;
+use crate::reward::{Outcome, Reward};
+use crate::train::grpo::{self, Questions};
+
+/// Expert states as questions.
+struct States {
+    prompts: Vec<Vec<u32>>,
+    /// The expert's action and everything possible.
+    answers: Vec<(String, Vec<String>)>,
+    reward: Reward,
+}
+
+impl Questions for States {
+    fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    fn prompt(&self, index: usize) -> &[u32] {
+        &self.prompts[index]
+    }
+
+    fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
+        let (expert, actions) = &self.answers[index];
+        let said = answer.map(str::trim);
+        self.reward.outcome(said == Some(expert), said.is_some_and(|a| actions.iter().any(|b| a == b)))
+    }
+}
+
+/// The op.
+pub struct Rl;
+
+impl Op for Rl {
+    type Params = Params;
+    const NAME: &'static str = "rl";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "learns by GRPO to act as the expert does at the states of its episodes";
+
+    fn ports(&self, _: &Params) -> Ports {
+        Ports::new()
+            .input("model", Kind::MODEL, "the model to start from")
+            .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
+            .output("model", Kind::MODEL, "the trained model")
+    }
+
+    fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
+        let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
+        let mut states = States { prompts: Vec::new(), answers: Vec::new(), reward: p.reward };
+        'all: for episode in &episodes {
+            for (turn, state) in episode.turns.iter().enumerate() {
+                if p.limit > 0 && states.prompts.len() == p.limit {
+                    break 'all;
+                }
+                states.prompts.push(state_ids(&text, &past(episode, turn), &model, p.max_tokens)?);
+                states.answers.push((state.action.clone(), state.actions.clone()));
+            }
+        }
+        if states.prompts.is_empty() {
+            return Err(OpError::failed("the episodes hold no state to act at"));
+        }
+        let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
+        grpo::run(ctx, &mut model, reference.as_ref(), &text, &states, &p.settings(ctx.seed("samples")))?;
+        common::publish(ctx, &model, ctx.input("model"))
+    }
+}

@@ -1,0 +1,208 @@
+//! `rollout`: a policy plays tasks, many side by side; its episodes are saved.
+//!
+//! Each task has a random stream of its own, so an episode does not depend on which others are played beside it.
+
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{self, EnvName, action_ids};
+use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
+use crate::env::{Env, Observation, household};
+use crate::infer::{Request, complete};
+use crate::model::Sequence;
+use crate::rng::Rng;
+use crate::text::Dialogue;
+
+/// How actions are decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// Anything may be said; what is not admissible changes nothing.
+    #[default]
+    Free,
+    /// Held to the admissible actions of the state.
+    Admissible,
+}
+
+/// Parameters of `rollout`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    #[serde(default)]
+    pub env: EnvName,
+    /// Settings of the environment.
+    #[serde(default)]
+    pub world: household::Settings,
+    /// Which tasks: `id` in seen rooms, `ood` in unseen ones.
+    pub split: household::Split,
+    /// How many tasks are played.
+    #[schemars(range(min = 1, max = 10000000))]
+    pub tasks: usize,
+    /// Longest episode, in steps.
+    #[serde(default = "max_steps")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub max_steps: usize,
+    /// 0 takes the likeliest token.
+    #[serde(default = "temperature")]
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub temperature: f64,
+    #[serde(default)]
+    pub decoding: Decode,
+    /// Longest action, in tokens.
+    #[serde(default = "max_tokens")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub max_tokens: usize,
+}
+
+fn max_steps() -> usize {
+    50
+}
+fn temperature() -> f64 {
+    0.4
+}
+fn max_tokens() -> usize {
+    32
+}
+
+/// One game being played.
+struct Game<'a> {
+    world: household::Household,
+    now: Observation,
+    start: String,
+    turns: Vec<Turn>,
+    dialogue: Dialogue<'a>,
+    sequence: Option<Sequence>,
+    /// Ids that the cache has not seen yet.
+    feed: Vec<u32>,
+    full: bool,
+}
+
+/// The op.
+pub struct Rollout;
+
+/// Games that are played side by side.
+const GAMES: usize = 96;
+
+impl Op for Rollout {
+    type Params = Params;
+    const NAME: &'static str = "rollout";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "lets a policy play tasks and saves the episodes";
+
+    fn ports(&self, _: &Params) -> Ports {
+        Ports::new().input("policy", Kind::MODEL, "who plays").output("episodes", Kind::EPISODES, "one episode a line")
+    }
+
+    fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
+        let EnvName::Household = p.env;
+        let (model, text) = common::load(ctx, ctx.input("policy"))?;
+        let tasks = household::tasks(&p.world, p.split, p.tasks, ctx.seed("tasks"));
+        let seed = ctx.seed("actions");
+        let mut episodes = Vec::with_capacity(tasks.len());
+        let mut crowded = 0;
+        for (chunk, tasks) in tasks.chunks(GAMES).enumerate() {
+            // 1. start the games
+            let mut games = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                let mut world = task.play();
+                let now = world.reset();
+                let mut dialogue = Dialogue::new(&text);
+                let feed = dialogue.user(&now.text)?;
+                let start = now.text.clone();
+                let sequence = Some(model.sequence());
+                games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence, feed, full: false });
+            }
+            // 2. every game that goes on takes a step, all together
+            for step in 0..p.max_steps {
+                let room = |g: &Game<'_>| g.dialogue.ids().len() + p.max_tokens + 1 < model.config.max_positions;
+                let mut playing: Vec<usize> = Vec::new();
+                for (i, game) in games.iter_mut().enumerate() {
+                    if !game.now.done && !game.full {
+                        if room(game) {
+                            playing.push(i);
+                        } else {
+                            game.full = true;
+                            crowded += 1;
+                        }
+                    }
+                }
+                if playing.is_empty() {
+                    break;
+                }
+                let mut requests = Vec::with_capacity(playing.len());
+                for i in &playing {
+                    let game = &mut games[*i];
+                    let allowed = match p.decoding {
+                        Decode::Free => Vec::new(),
+                        Decode::Admissible => action_ids(&text, &game.world.admissible())?,
+                    };
+                    let Some(sequence) = game.sequence.take() else {
+                        return Err(OpError::failed("BUG: a game lost its cache"));
+                    };
+                    requests.push(Request {
+                        sequence,
+                        feed: std::mem::take(&mut game.feed),
+                        temperature: p.temperature as f32,
+                        max_tokens: p.max_tokens,
+                        allowed,
+                        rng: Rng::at(seed, &[(chunk * GAMES + i) as u64, step as u64]),
+                    });
+                }
+                for (i, c) in playing.into_iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
+                    let game = &mut games[i];
+                    let said = if c.ended { &c.ids[..c.ids.len() - 1] } else { &c.ids[..] };
+                    let content = text.decode(said)?;
+                    // a reply that never ended is no action, whatever it says
+                    let action = if c.ended { content.trim().to_owned() } else { String::new() };
+                    let actions = game.world.admissible();
+                    let admissible = actions.contains(&action);
+                    game.now = game.world.step(&action);
+                    game.dialogue.answered(&content, &c.ids, false)?;
+                    game.feed.extend(c.ids.last());
+                    let ids = game.dialogue.user(&game.now.text)?;
+                    game.feed.extend(ids);
+                    game.sequence = Some(c.sequence);
+                    game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
+                }
+            }
+            // 3. write them down
+            for game in games {
+                episodes.push(Episode {
+                    v: SCHEMA_VERSION,
+                    task: game.world.problem().task().clone(),
+                    actor: Actor::Policy,
+                    decoding: Some(match p.decoding {
+                        Decode::Free => Decoding::Free,
+                        Decode::Admissible => Decoding::Admissible,
+                    }),
+                    start: game.start,
+                    turns: game.turns,
+                    success: game.now.won,
+                    score: game.now.score,
+                    end: if game.now.done { End::Done } else { End::Limit },
+                });
+            }
+            let won = episodes.iter().filter(|e| e.success).count();
+            ctx.progress(
+                episodes.len() as u64,
+                p.tasks as u64,
+                "episodes",
+                format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64),
+            );
+        }
+        if crowded > 0 {
+            ctx.say(
+                actloom_engine::event::Level::Warning,
+                format!(
+                    "{crowded} episodes ended early: their text filled the model's {} positions",
+                    model.config.max_positions
+                ),
+            );
+        }
+        let n = episodes.len() as f64;
+        ctx.metric(0, "success", episodes.iter().filter(|e| e.success).count() as f64 / n);
+        ctx.metric(0, "steps", episodes.iter().map(|e| e.turns.len()).sum::<usize>() as f64 / n);
+        artifact::write(ctx.output("episodes"), &episodes)
+    }
+}

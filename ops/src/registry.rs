@@ -1,0 +1,20 @@
+//! Every op, by name.
+
+use actloom_engine::op::Registry;
+
+use crate::op;
+
+/// The ops of this program.
+pub fn registry() -> Registry {
+    Registry::new()
+        .with(op::model::Model)
+        .with(op::demos::Demos)
+        .with(op::pretrain::Pretrain)
+        .with(op::sft::Sft)
+        .with(op::alternatives::Alternatives)
+        .with(op::pairs::Pairs)
+        .with(op::act::Act)
+        .with(op::rl::Rl)
+        .with(op::rollout::Rollout)
+        .with(op::critic::Critic)
+}

@@ -1,0 +1,8 @@
+//! What people read: tables as text and one page of HTML.
+//!
+//! Invariants: no number is made here, only shown; what is written is a function of what was read, so no time and no
+//! path stands in it; text from outside never becomes markup.
+
+pub mod block;
+pub mod number;
+pub mod text;

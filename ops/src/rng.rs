@@ -1,0 +1,139 @@
+//! The one generator of random numbers: Philox 4x32-10, counter-based.
+//!
+//! Invariants: a stream is a pure function of (seed, stream), so nothing depends on the order in which streams are
+//! used; a checkpoint never stores generator state. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+
+/// One stream of random numbers.
+#[derive(Clone, Debug)]
+pub struct Rng {
+    key: [u32; 2],
+    stream: u64,
+    counter: u64,
+    block: [u32; 4],
+    used: usize,
+}
+
+fn round(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
+    let p0 = u64::from(c[0]) * 0xD251_1F53;
+    let p1 = u64::from(c[2]) * 0xCD9E_8D57;
+    [(p1 >> 32) as u32 ^ c[1] ^ k[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k[1], p0 as u32]
+}
+
+/// Ten rounds of Philox 4x32.
+fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let (mut c, mut k) = (counter, key);
+    for i in 0..10 {
+        if i > 0 {
+            k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+        }
+        c = round(c, k);
+    }
+    c
+}
+
+impl Rng {
+    /// The stream `stream` of `seed`.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        Rng { key: [seed as u32, (seed >> 32) as u32], stream, counter: 0, block: [0; 4], used: 4 }
+    }
+
+    /// A stream named by several numbers, such as (epoch, index).
+    pub fn at(seed: u64, path: &[u64]) -> Self {
+        let mut stream = 0x9E37_79B9_7F4A_7C15u64;
+        for part in path {
+            // splitmix64's mixer: one-to-one, so paths of equal length never collide in one step
+            stream = (stream ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
+            stream = (stream ^ (stream >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            stream = (stream ^ (stream >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            stream ^= stream >> 31;
+        }
+        Rng::new(seed, stream)
+    }
+
+    pub fn next_u32(&mut self) -> u32 {
+        if self.used == 4 {
+            let c = [self.counter as u32, (self.counter >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32];
+            self.block = philox(c, self.key);
+            self.counter += 1;
+            self.used = 0;
+        }
+        self.used += 1;
+        self.block[self.used - 1]
+    }
+
+    pub fn next_u64(&mut self) -> u64 {
+        u64::from(self.next_u32()) | u64::from(self.next_u32()) << 32
+    }
+
+    /// Uniform in [0, 1), 53 bits.
+    pub fn uniform(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in 0..n, without bias.
+    ///
+    /// # Panics
+    /// When `n` is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        assert!(n > 0, "BUG: a number below 0 was asked for");
+        let n = n as u64;
+        let zone = u64::MAX - (u64::MAX % n + 1) % n;
+        loop {
+            let x = self.next_u64();
+            if x <= zone {
+                return (x % n) as usize;
+            }
+        }
+    }
+
+    pub fn chance(&mut self, p: f64) -> bool {
+        self.uniform() < p
+    }
+
+    /// Standard normal, by Box and Muller.
+    pub fn normal(&mut self) -> f64 {
+        let u = 1.0 - self.uniform();
+        (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * self.uniform()).cos()
+    }
+
+    /// Fisher-Yates.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_gives_the_published_vectors() {
+        // known-answer vectors of Random123
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn streams_do_not_depend_on_one_another_and_moments_are_right() {
+        let mut a = Rng::at(7, &[1, 2]);
+        let mut b = Rng::at(7, &[2, 1]);
+        assert_ne!(a.next_u64(), b.next_u64());
+        let n = 20_000;
+        let mut r = Rng::new(3, 0);
+        let xs: Vec<f64> = (0..n).map(|_| r.normal()).collect();
+        let mean = xs.iter().sum::<f64>() / n as f64;
+        let var = xs.iter().map(|x| x * x).sum::<f64>() / n as f64 - mean * mean;
+        assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.05, "mean {mean}, variance {var}");
+    }
+
+    #[test]
+    fn a_shuffle_keeps_every_item() {
+        let mut items: Vec<usize> = (0..100).collect();
+        Rng::new(1, 1).shuffle(&mut items);
+        assert_ne!(items, (0..100).collect::<Vec<_>>());
+        items.sort_unstable();
+        assert_eq!(items, (0..100).collect::<Vec<_>>());
+    }
+}

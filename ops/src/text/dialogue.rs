@@ -1,0 +1,161 @@
+//! Conversations as token ids: states, answers, and the critic's question.
+//!
+//! Invariants: ids are appended, never remade: what was sampled is what is trained on; which tokens are learned is
+//! known by construction; a choice counts only if the whole answer after the reasoning is one of the actions shown.
+
+use actloom_engine::op::OpError;
+
+use super::tokenizer::{Message, Text};
+use crate::artifact::Past;
+use crate::train::batch::Example;
+
+/// Begins a reasoning.
+pub const THINK_OPEN: &str = "<think>";
+/// Ends a reasoning.
+pub const THINK_CLOSE: &str = "</think>";
+/// TextWorld's greeting, which says nothing about the task.
+const BANNER: &str = "-= Welcome to TextWorld, ALFRED! =-\n\n";
+
+/// A conversation that grows turn by turn. After a user's turn it is open for an answer.
+#[derive(Clone)]
+pub struct Dialogue<'a> {
+    text: &'a Text,
+    messages: Vec<Message>,
+    /// Ids so far, with the mask of what is learned.
+    pub example: Example,
+    /// Ids that a closed answer still owes, after its end token.
+    owed: Vec<u32>,
+}
+
+impl<'a> Dialogue<'a> {
+    pub fn new(text: &'a Text) -> Self {
+        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new() }
+    }
+
+    /// The conversation at a state: first observation, then actions and observations. Actions are learned where
+    /// `learn` says so.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn at(text: &'a Text, past: &Past, learn: bool) -> Result<Self, OpError> {
+        let mut dialogue = Dialogue::new(text);
+        dialogue.user(past.start.strip_prefix(BANNER).unwrap_or(&past.start))?;
+        for (action, observation) in &past.turns {
+            dialogue.assistant(action, learn)?;
+            dialogue.user(observation)?;
+        }
+        Ok(dialogue)
+    }
+
+    /// A user's turn, and the opening of the answer to it. Returns the ids it added.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
+        let from = self.messages.len();
+        let content = content.strip_prefix(BANNER).unwrap_or(content);
+        self.messages.push(Message::user(content));
+        let rendered = self.text.render_from(&self.messages, from, true)?;
+        let mut ids = std::mem::take(&mut self.owed);
+        ids.extend(self.text.encode(&rendered)?);
+        self.example.push(&ids, false);
+        Ok(ids)
+    }
+
+    /// An answer given as text, with its end token.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn assistant(&mut self, content: &str, learn: bool) -> Result<(), OpError> {
+        let mut ids = self.text.encode(content)?;
+        ids.extend(self.text.eos.first());
+        self.answered(content, &ids, learn)
+    }
+
+    /// An answer given as ids, the end token included if it was reached.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn answered(&mut self, content: &str, ids: &[u32], learn: bool) -> Result<(), OpError> {
+        self.example.push(ids, learn);
+        let open = self.text.render(&self.messages, true)?;
+        self.messages.push(Message::assistant(content));
+        let whole = self.text.render(&self.messages, false)?;
+        let closing = whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)).ok_or_else(|| {
+            OpError::failed("the chat template rewrites answers, so what was sampled cannot be trained on")
+        })?;
+        let mut closing = self.text.encode(closing)?;
+        let ended = ids.last().is_some_and(|id| self.text.eos.contains(id));
+        if ended && closing.first().is_some_and(|id| self.text.eos.contains(id)) {
+            closing.remove(0);
+        }
+        self.owed = closing;
+        Ok(())
+    }
+
+    pub fn ids(&self) -> &[u32] {
+        &self.example.ids
+    }
+}
+
+/// The last observation with the question which of two actions is better.
+pub fn critic_question(observation: &str, shown: &[String; 2]) -> String {
+    format!("{observation}\nWhich action is better?\n{}\n{}", shown[0], shown[1])
+}
+
+/// Splits an answer into its reasoning and what follows. `None` where the marks are not one pair at the beginning.
+pub fn split_reasoning(answer: &str) -> Option<(Option<&str>, &str)> {
+    let (reasoning, rest) = match answer.strip_prefix(THINK_OPEN) {
+        Some(inner) => {
+            let (reasoning, rest) = inner.split_once(THINK_CLOSE)?;
+            (Some(reasoning), rest)
+        }
+        None => (None, answer),
+    };
+    let marks = |text: &str| text.contains(THINK_OPEN) || text.contains(THINK_CLOSE);
+    if marks(rest) || reasoning.is_some_and(marks) { None } else { Some((reasoning, rest)) }
+}
+
+/// Which of the two actions an answer chose: the text after the reasoning must be exactly one of them.
+pub fn parse_choice(answer: &str, shown: &[String; 2]) -> Option<usize> {
+    let (_, choice) = split_reasoning(answer)?;
+    let choice = choice.trim();
+    match (choice == shown[0], choice == shown[1]) {
+        (true, false) => Some(0),
+        (false, true) => Some(1),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_answer_that_is_one_of_the_actions_is_a_choice() {
+        let shown = ["go to fridge 1".to_owned(), "open fridge 1".to_owned()];
+        let choice = |answer: &str| parse_choice(answer, &shown);
+        assert_eq!(choice("go to fridge 1"), Some(0));
+        assert_eq!(choice("<think>need mug.</think>open fridge 1"), Some(1));
+        assert_eq!(choice("<think>open fridge 1</think>\n go to fridge 1 "), Some(0));
+        for bad in [
+            "",
+            "go to fridge",
+            "go to fridge 1 open fridge 1",
+            "I choose go to fridge 1",
+            "Go to fridge 1",
+            "<think>open fridge 1",
+            "open fridge 1</think>",
+            "<think>a</think><think>b</think>open fridge 1",
+            "<think><think>a</think>open fridge 1",
+            "<think>a</think>open fridge 1</think>",
+            "open fridge 1<|user|>",
+            "open fridge 1\nopen fridge 1",
+            "aller au fridge 1",
+        ] {
+            assert_eq!(choice(bad), None, "{bad:?}");
+        }
+        let same = ["look".to_owned(), "look".to_owned()];
+        assert_eq!(parse_choice("look", &same), None, "two equal actions cannot be chosen between");
+    }
+}

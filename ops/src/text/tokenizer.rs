@@ -1,0 +1,251 @@
+//! A model's tokenizer and chat template, loaded from its folder; and the training of a small byte-level BPE.
+//!
+//! Invariants: templates run through minijinja as transformers runs them through Jinja; the ids of a conversation are
+//! made once, turn by turn, and a template whose turns are not a prefix of one another is refused.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use actloom_engine::op::OpError;
+use camino::Utf8Path;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde::Serialize;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
+
+use crate::model::TOKENIZER_FILE;
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    pub role: Role,
+    pub content: String,
+}
+
+impl Message {
+    pub fn user(content: impl Into<String>) -> Self {
+        Message { role: Role::User, content: content.into() }
+    }
+
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Message { role: Role::Assistant, content: content.into() }
+    }
+}
+
+/// Tokenizer and chat template of one model.
+pub struct Text {
+    tokenizer: Tokenizer,
+    template: Environment<'static>,
+    /// Each turn renders to the same text wherever it stands, so turns can be rendered alone.
+    local: bool,
+    /// Any of these ends a turn.
+    pub eos: Vec<u32>,
+    /// Ids of texts seen before: an environment says the same things over and over.
+    seen: Mutex<HashMap<String, Vec<u32>>>,
+}
+
+fn tokenizer_error(error: tokenizers::Error) -> OpError {
+    OpError::failed(format!("tokenizer: {error}"))
+}
+
+impl Text {
+    /// Loads `tokenizer.json` and the chat template (`chat_template.jinja`, else the one in `tokenizer_config.json`).
+    ///
+    /// # Errors
+    /// Names the file that is missing or malformed.
+    pub fn load(folder: &Utf8Path, eos: &[u32]) -> Result<Text, OpError> {
+        let path = folder.join(TOKENIZER_FILE);
+        let bytes = fs_err::read(&path)?;
+        let tokenizer =
+            Tokenizer::from_bytes(bytes).map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
+        let file = folder.join("chat_template.jinja");
+        let source = if file.exists() {
+            fs_err::read_to_string(&file)?
+        } else {
+            let path = folder.join("tokenizer_config.json");
+            let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
+                .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
+            match json["chat_template"].as_str() {
+                Some(template) => template.to_owned(),
+                None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
+            }
+        };
+        let mut template = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        template.set_syntax(syntax.map_err(|e| OpError::failed(format!("the template syntax: {e}")))?);
+        template.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        template.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+        });
+        template
+            .add_template_owned("chat", source)
+            .map_err(|e| OpError::failed(format!("the chat template of `{folder}` is not valid: {e}")))?;
+        let mut text = Text { tokenizer, template, local: false, eos: eos.to_vec(), seen: Mutex::new(HashMap::new()) };
+        text.local = text.is_local();
+        Ok(text)
+    }
+
+    /// Tries the template on conversations of a few turns: is a whole the sum of its turns?
+    fn is_local(&self) -> bool {
+        let probe = [Message::user("a b"), Message::assistant("c"), Message::user(" d\n"), Message::assistant("e.")];
+        let one = |m: &Message| self.render(std::slice::from_ref(m), false).ok();
+        (1..=probe.len()).all(|n| {
+            let turns: Option<String> = probe[..n].iter().map(one).collect();
+            let prompt = self.render(&[], true).ok();
+            turns.is_some()
+                && turns == self.render(&probe[..n], false).ok()
+                && turns.zip(prompt).map(|(t, p)| t + &p) == self.render(&probe[..n], true).ok()
+        })
+    }
+
+    /// Token ids of a text, nothing added.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, OpError> {
+        const REMEMBERED: usize = 1 << 16;
+        if let Ok(seen) = self.seen.lock()
+            && let Some(ids) = seen.get(text)
+        {
+            return Ok(ids.clone());
+        }
+        let ids = self.tokenizer.encode(text, false).map_err(tokenizer_error)?.get_ids().to_vec();
+        if let Ok(mut seen) = self.seen.lock() {
+            if seen.len() >= REMEMBERED {
+                seen.clear();
+            }
+            seen.insert(text.to_owned(), ids.clone());
+        }
+        Ok(ids)
+    }
+
+    /// The text of token ids. Special tokens stay in it, so that none can hide in an answer.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, OpError> {
+        self.tokenizer.decode(ids, false).map_err(tokenizer_error)
+    }
+
+    /// Size of the vocabulary, added tokens counted.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// A conversation as text.
+    ///
+    /// # Errors
+    /// The template's.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, OpError> {
+        self.template
+            .get_template("chat")
+            .and_then(|t| t.render(context! { messages => Value::from(Serde(messages)), add_generation_prompt }))
+            .map_err(|e| OpError::failed(format!("the chat template refused the conversation: {e}")))
+    }
+
+    /// What `messages[from..]` add to the text of `messages[..from]`, which must be its beginning.
+    ///
+    /// # Errors
+    /// When the template rewrites earlier turns, so that no mask could be exact.
+    pub fn render_from(&self, messages: &[Message], from: usize, prompt: bool) -> Result<String, OpError> {
+        if self.local {
+            return self.render(&messages[from..], prompt);
+        }
+        let whole = self.render(messages, prompt)?;
+        let before = if from == 0 { String::new() } else { self.render(&messages[..from], false)? };
+        match whole.strip_prefix(&before) {
+            Some(rest) => Ok(rest.to_owned()),
+            None => Err(OpError::failed(
+                "the chat template rewrites earlier turns, so a conversation cannot be extended token by token",
+            )),
+        }
+    }
+}
+
+/// The template of models made here: one marker a turn, and `<|end|>` after it.
+pub const TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}\
+{% if add_generation_prompt %}<|assistant|>{% endif %}";
+/// Special tokens of models made here; the first ends a turn, the second pads.
+const SPECIAL: [&str; 5] = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
+/// Added tokens that are text: they stay when special tokens are left out.
+const MARKS: [&str; 2] = [super::THINK_OPEN, super::THINK_CLOSE];
+/// What the BPE may merge: things with a number (`mug 1`) stay whole, and so do words of a line's end without numbers
+/// (the task); what stands between two things is one piece.
+const PIECES: &str = r"\n|[a-z]+ \d+| ?[A-Za-z]+(?=[^0-9\n]*(?:\n|$))";
+
+/// Trains a byte-level BPE of at most `size` entries on `texts` and writes the tokenizer's files into `folder`.
+///
+/// # Errors
+/// The tokenizer's and the file system's.
+pub fn train_tokenizer(texts: &[String], size: usize, folder: &Utf8Path) -> Result<(), OpError> {
+    let split = |pattern: &str| {
+        Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
+            .map_err(tokenizer_error)
+    };
+    let pieces = Sequence::new(vec![
+        PreTokenizerWrapper::Split(split(PIECES)?),
+        PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, false)),
+    ]);
+    let mut tokenizer = TokenizerBuilder::new()
+        .with_model(BPE::default())
+        .with_normalizer(None::<tokenizers::NormalizerWrapper>)
+        .with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(pieces)))
+        .with_post_processor(None::<tokenizers::PostProcessorWrapper>)
+        .with_decoder(Some(ByteLevel::new(false, true, false)))
+        .build()
+        .map_err(tokenizer_error)?;
+    let mut trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .vocab_size(size - SPECIAL.len() - MARKS.len())
+        .min_frequency(2)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    tokenizer.train(&mut trainer, texts.iter()).map_err(tokenizer_error)?;
+    let tokenizer: Tokenizer = tokenizer.into();
+    let mut tokenizer = tokenizer;
+    let special: Vec<AddedToken> = SPECIAL.iter().map(|t| AddedToken::from(*t, true)).collect();
+    let marks: Vec<AddedToken> = MARKS.iter().map(|t| AddedToken::from(*t, false)).collect();
+    tokenizer.add_special_tokens(special).map_err(tokenizer_error)?;
+    tokenizer.add_tokens(marks).map_err(tokenizer_error)?;
+    fs_err::create_dir_all(folder)?;
+    let json = tokenizer.to_string(true).map_err(tokenizer_error)?;
+    fs_err::write(folder.join(TOKENIZER_FILE), json)?;
+    let config = serde_json::json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": SPECIAL[0],
+        "pad_token": SPECIAL[1],
+        "clean_up_tokenization_spaces": false,
+        "chat_template": TEMPLATE,
+    });
+    fs_err::write(folder.join("tokenizer_config.json"), format!("{config:#}\n"))?;
+    fs_err::write(folder.join("chat_template.jinja"), TEMPLATE)?;
+    Ok(())
+}
+
+impl Text {
+    /// Id of one of the tokens above.
+    ///
+    /// # Errors
+    /// When the tokenizer does not have it.
+    pub fn id(&self, token: &str) -> Result<u32, OpError> {
+        self.tokenizer
+            .token_to_id(token)
+            .ok_or_else(|| OpError::failed(format!("the tokenizer has no token `{token}`")))
+    }
+}

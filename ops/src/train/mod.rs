@@ -1,0 +1,8 @@
+//! Training: what every method shares (optimizer, schedule, checkpoint, batches) and one file per method.
+
+pub mod batch;
+pub mod checkpoint;
+pub mod grpo;
+pub mod optimizer;
+pub mod schedule;
+pub mod sft;

@@ -1,0 +1,90 @@
+//! Maximum-likelihood training on masked sequences: pretraining and imitation share this loop.
+//!
+//! Each update takes a batch of examples, packs them into rows, adds up gradients of the mean negative log-probability
+//! over the *whole step's* targets, clips, and takes one AdamW step. Which examples an update takes is a function of
+//! the seed and the update's number, so a run continues from a checkpoint to the same bytes.
+
+use actloom_engine::op::{OpContext, OpError};
+
+use super::batch::{Example, pack};
+use super::checkpoint::{self, Position};
+use super::optimizer::{AdamW, Optimizer};
+use super::schedule::Schedule;
+use crate::model::{Qwen3, failed};
+
+/// What the loop needs to know beside the examples.
+pub struct Plan {
+    pub steps: u64,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub warmup: u64,
+    pub optimizer: AdamW,
+    /// Tokens of a packed row: the memory of a step.
+    pub row_tokens: usize,
+}
+
+/// Updates between two checkpoints.
+const CHECKPOINT: u64 = 200;
+
+/// Trains `model` in place. `batch(step)` gives the examples of an update.
+///
+/// # Errors
+/// `Interrupted` with a checkpoint in scratch; an update whose examples hold nothing to learn; what the optimizer
+/// refuses.
+pub fn run(
+    ctx: &OpContext<'_>,
+    model: &mut Qwen3,
+    plan: &Plan,
+    mut batch: impl FnMut(u64) -> Result<Vec<Example>, OpError>,
+) -> Result<(), OpError> {
+    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, plan.optimizer)? {
+        Some(found) => {
+            ctx.resume_metrics(found.1.step)?;
+            found
+        }
+        None => (Optimizer::new(plan.optimizer), Position::default()),
+    };
+    let mut tokens = 0u64;
+    for step in position.step..plan.steps {
+        // 1. the examples of this update
+        let examples = batch(step)?;
+        let examples: Vec<&Example> = examples.iter().collect();
+        let targets: usize = examples.iter().map(|e| e.targets()).sum();
+        if targets == 0 {
+            return Err(OpError::failed(format!("update {} has nothing to learn: every token is masked", step + 1)));
+        }
+        // 2. gradients of the mean over the step's targets, row by row
+        let coefficient = -1.0 / targets as f32;
+        let (mut loss, mut entropy) = (0.0, 0.0);
+        for row in pack(&examples, plan.row_tokens) {
+            let stats = model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| coefficient).map_err(failed)?;
+            loss -= stats.iter().map(|s| f64::from(s.logp)).sum::<f64>();
+            entropy += stats.iter().map(|s| f64::from(s.entropy)).sum::<f64>();
+            tokens += row.ids.len() as u64;
+        }
+        // 3. clip and step
+        let lr = plan.lr * plan.schedule.factor(step, plan.steps, plan.warmup);
+        let norm = optimizer.step(model, lr)?;
+        // 4. report
+        let n = targets as f64;
+        let at = step + 1;
+        ctx.metric(at, "loss", loss / n);
+        ctx.metric(at, "entropy", entropy / n);
+        ctx.metric(at, "grad_norm", norm);
+        ctx.metric(at, "lr", lr);
+        ctx.metric(at, "tokens", examples.iter().map(|e| e.ids.len()).sum::<usize>() as f64);
+        ctx.progress(at, plan.steps, "updates", format!("loss {:.3}", loss / n));
+        // 5. checkpoint, and stop if asked to
+        position.step = at;
+        let stopping = ctx.stopping();
+        if at < plan.steps && (stopping || at.is_multiple_of(CHECKPOINT)) {
+            ctx.sync_metrics()?;
+            checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
+            if stopping {
+                return Err(OpError::Interrupted);
+            }
+        }
+    }
+    ctx.note("tokens_trained", tokens);
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Laws of the ops, on a tiny world and model: resumed == uninterrupted, alone == in a batch, sampler == trainer.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actloom_engine::event::OpEvent;
+use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
+use actloom_engine::stop::Stop;
+use actloom_ops::artifact::{self, Decoding, Episode, Pair, Samples};
+use actloom_ops::infer::{Request, complete, prefill};
+use actloom_ops::model;
+use actloom_ops::registry::registry;
+use actloom_ops::rng::Rng;
+use actloom_ops::text::Text;
+use actloom_ops::train::batch::Row;
+use camino::{Utf8Path, Utf8PathBuf};
+use candle_core::Device;
+use serde_json::{Value, json};
+
+/// Remembers metrics, and asks for a stop after so many progress reports.
+struct Sink {
+    metrics: Mutex<Vec<(u64, String, f64)>>,
+    left: AtomicU64,
+    stop: Stop,
+}
+
+impl OpSink for Sink {
+    fn event(&self, event: OpEvent) {
+        match event {
+            OpEvent::Metric { step, name, value } => self.metrics.lock().unwrap().push((step, name, value)),
+            OpEvent::Progress(_) if self.left.fetch_sub(1, Ordering::SeqCst) == 1 => self.stop.set(),
+            _ => {}
+        }
+    }
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Bench { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> Utf8PathBuf {
+        Utf8PathBuf::from_path_buf(self.folder.path().join(name)).unwrap()
+    }
+
+    /// Runs an op once; `stop_after` progress reports it is asked to stop.
+    fn once(
+        &self,
+        op: &str,
+        params: Value,
+        inputs: &[(&str, &Utf8Path)],
+        name: &str,
+        stop_after: u64,
+    ) -> Result<Vec<(u64, String, f64)>, OpError> {
+        let registry = registry();
+        let op = registry.get(op).unwrap();
+        let params = op.canonical(&params).unwrap();
+        let out = self.path(name);
+        let scratch = self.path(&format!("{name}-scratch"));
+        std::fs::create_dir_all(&out).unwrap();
+        std::fs::create_dir_all(&scratch).unwrap();
+        let artifact =
+            |path: &Utf8Path| InputArtifact { path: path.to_owned(), step: String::new(), labels: BTreeMap::new() };
+        let inputs = inputs.iter().map(|(port, path)| ((*port).to_owned(), vec![artifact(path)])).collect();
+        let outputs = op.ports(&params).outputs.iter().map(|o| (o.name.to_owned(), out.join(o.name))).collect();
+        let stop = Stop::new();
+        let sink = Sink { metrics: Mutex::default(), left: AtomicU64::new(stop_after), stop: stop.clone() };
+        let mut ctx = OpContext::new(inputs, outputs, scratch, 7, DeviceRequest::Cpu, Vec::new(), &sink, &stop);
+        op.run(&params, &mut ctx)?;
+        Ok(sink.metrics.into_inner().unwrap())
+    }
+
+    fn run(&self, op: &str, params: Value, inputs: &[(&str, &Utf8Path)], name: &str) -> Vec<(u64, String, f64)> {
+        self.once(op, params, inputs, name, u64::MAX).unwrap()
+    }
+
+    /// A tiny model, demonstrations and a policy that has seen them.
+    fn policy(&self) -> (Utf8PathBuf, Utf8PathBuf) {
+        let small = json!({ "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "texts": 40, "vocab_size": 400 });
+        self.run("model", small, &[], "model");
+        self.run("demos", json!({ "count": 6 }), &[], "demos");
+        let (model, demos) = (self.path("model/model"), self.path("demos/episodes"));
+        let params = json!({ "epochs": 30, "batch": 3, "learning_rate": 0.01 });
+        self.run("sft", params, &[("model", &model), ("data", &demos)], "policy");
+        (self.path("policy/model"), demos)
+    }
+}
+
+fn weights(folder: &Utf8Path) -> Vec<u8> {
+    std::fs::read(folder.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn training_that_was_stopped_and_resumed_ends_with_the_bytes_of_training_that_was_not() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    bench.run("alternatives", json!({ "per_state": 2 }), &[("policy", &policy), ("states", &demos)], "samples");
+    let samples = bench.path("samples/samples");
+    bench.run("pairs", json!({ "per_state": 2 }), &[("states", &demos), ("alternatives", &samples)], "pairs");
+    let pairs = bench.path("pairs/pairs");
+    let sft = json!({ "epochs": 4, "batch": 2, "learning_rate": 0.003 });
+    let act = json!({ "epochs": 2, "batch": 4, "group": 4, "updates": 2, "max_tokens": 16, "learning_rate": 1e-3, "kl": 0.01 });
+    let cases: [(&str, Value, Vec<(&str, &Utf8Path)>); 3] = [
+        ("pretrain", json!({ "updates": 7, "batch": 3 }), vec![("model", &policy)]),
+        ("sft", sft, vec![("model", &policy), ("data", &demos)]),
+        ("act", act, vec![("model", &policy), ("pairs", &pairs)]),
+    ];
+    for (op, params, inputs) in cases {
+        let whole = bench.run(op, params.clone(), &inputs, &format!("{op}-whole"));
+        let name = format!("{op}-parts");
+        let mut stops = 0;
+        let last = loop {
+            match bench.once(op, params.clone(), &inputs, &name, 2) {
+                Ok(metrics) => break metrics,
+                Err(OpError::Interrupted) => stops += 1,
+                Err(error) => panic!("{op}: {error}"),
+            }
+            assert!(stops < 100, "{op} never ends");
+        };
+        assert!(stops >= 2, "{op} was stopped {stops} times only");
+        assert_eq!(
+            weights(&bench.path(&format!("{op}-whole/model"))),
+            weights(&bench.path(&format!("{name}/model"))),
+            "{op}: resumed weights differ"
+        );
+        let tail = &whole[whole.len() - last.len()..];
+        let first = last.iter().position(|m| m.0 > 0).unwrap();
+        let skip = tail.iter().position(|m| *m == last[first]).unwrap();
+        assert_eq!(&tail[skip..], &last[first..], "{op}: the metrics after the last stop differ");
+    }
+}
+
+#[test]
+fn the_same_step_twice_gives_the_same_bytes() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    for name in ["one", "two"] {
+        bench.run("model", json!({ "texts": 30, "layers": 1 }), &[], &format!("{name}-model"));
+        let params = json!({ "split": "ood", "tasks": 5, "max_steps": 6 });
+        bench.run("rollout", params, &[("policy", &policy)], &format!("{name}-play"));
+        bench.run("alternatives", json!({}), &[("policy", &policy), ("states", &demos)], &format!("{name}-samples"));
+    }
+    for file in ["model/model/tokenizer.json", "model/model/model.safetensors", "play/episodes", "samples/samples"] {
+        let read = |name: &str| std::fs::read(bench.path(&format!("{name}-{file}"))).unwrap();
+        assert_eq!(read("one"), read("two"), "{file}");
+    }
+}
+
+#[test]
+fn a_request_gets_the_tokens_and_bits_alone_that_it_gets_in_a_batch() {
+    let bench = Bench::new();
+    let (policy, _) = bench.policy();
+    let model = model::load(&policy, &Device::Cpu).unwrap();
+    let text = Text::load(&policy, &model.config.eos).unwrap();
+    let request = |i: u64| {
+        let prompt = text.encode(&format!("go to shelf {i} and look at the {}", "mug 1 ".repeat(i as usize))).unwrap();
+        let (sequence, feed) = prefill(&model, &prompt).unwrap();
+        Request { sequence, feed, temperature: 1.0, max_tokens: 20, allowed: Vec::new(), rng: Rng::at(3, &[i]) }
+    };
+    let together = complete(&model, &text.eos, (0..40).map(request).collect(), &|| false).unwrap();
+    for i in [0, 7, 39] {
+        let alone = complete(&model, &text.eos, vec![request(i)], &|| false).unwrap().remove(0);
+        let other = &together[i as usize];
+        assert_eq!((&alone.ids, &alone.logps), (&other.ids, &other.logps), "request {i}");
+    }
+}
+
+#[test]
+fn the_trainer_gives_a_sampled_token_the_log_probability_that_the_sampler_gave_it() {
+    let bench = Bench::new();
+    let (policy, _) = bench.policy();
+    let model = model::load(&policy, &Device::Cpu).unwrap();
+    let text = Text::load(&policy, &model.config.eos).unwrap();
+    let prompt = text.encode("You arrive at shelf 1. On the shelf 1, you see a mug 1.").unwrap();
+    for temperature in [1.0, 0.6] {
+        let (sequence, feed) = prefill(&model, &prompt).unwrap();
+        let request = |g| Request {
+            sequence: sequence.clone(),
+            feed: feed.clone(),
+            temperature,
+            max_tokens: 24,
+            allowed: Vec::new(),
+            rng: Rng::at(11, &[g]),
+        };
+        let group = complete(&model, &text.eos, (0..6).map(request).collect(), &|| false).unwrap();
+        let mut row = Row::default();
+        let root = row.add(0, None, &prompt, |_| false);
+        group.iter().for_each(|c| {
+            row.add(1, Some(root), &c.ids, |_| true);
+        });
+        let stats = model.score(&row.ids, &row.packing, &row.targets, temperature).unwrap();
+        let trainer: Vec<f32> = stats.iter().map(|s| s.logp).collect();
+        let sampler: Vec<f32> = group.iter().flat_map(|c| c.logps.clone()).collect();
+        assert_eq!(trainer, sampler, "temperature {temperature}");
+    }
+}
+
+#[test]
+fn the_measured_gap_between_sampler_and_trainer_is_zero() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    let params = json!({ "epochs": 1, "batch": 8, "group": 4, "max_tokens": 12, "learning_rate": 1e-3 });
+    let metrics = bench.run("rl", params, &[("model", &policy), ("states", &demos)], "rl");
+    let gaps: Vec<f64> = metrics.iter().filter(|m| m.1 == "logp_gap").map(|m| m.2).collect();
+    assert!(!gaps.is_empty(), "no update was measured");
+    assert!(gaps.iter().all(|g| *g == 0.0), "{gaps:?}");
+}
+
+#[test]
+fn play_held_to_admissible_actions_takes_no_other() {
+    let bench = Bench::new();
+    let (policy, _) = bench.policy();
+    let play = |decoding: &str| -> Vec<Episode> {
+        let params = json!({ "split": "id", "tasks": 8, "max_steps": 8, "temperature": 1.5, "decoding": decoding });
+        bench.run("rollout", params, &[("policy", &policy)], decoding);
+        artifact::read(&bench.path(&format!("{decoding}/episodes"))).unwrap()
+    };
+    let held = play("admissible");
+    assert!(held.iter().all(|e| e.decoding == Some(Decoding::Admissible)));
+    assert!(held.iter().flat_map(|e| &e.turns).all(|t| t.admissible && t.actions.contains(&t.action)));
+    let free = play("free");
+    assert!(free.iter().flat_map(|e| &e.turns).any(|t| !t.admissible), "a hot tiny model never missed");
+}
+
+#[test]
+fn pairs_are_balanced_differ_from_the_expert_and_hold_out_whole_episodes() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    let params = json!({ "per_state": 3, "temperature": 1.5 });
+    bench.run("alternatives", params, &[("policy", &policy), ("states", &demos)], "samples");
+    let samples: Vec<Samples> = artifact::read(&bench.path("samples/samples")).unwrap();
+    assert!(samples.iter().all(|s| s.alternatives.iter().all(|a| a.action != s.expert)));
+    let inputs: [(&str, &Utf8Path); 2] = [("states", &demos), ("alternatives", &bench.path("samples/samples"))];
+    bench.run("pairs", json!({ "per_state": 3, "held_out": 0.34 }), &inputs, "pairs");
+    let pairs: Vec<Pair> = artifact::read(&bench.path("pairs/pairs")).unwrap();
+    for held_out in [false, true] {
+        let part: Vec<&Pair> = pairs.iter().filter(|p| p.held_out == held_out).collect();
+        let second = part.iter().filter(|p| p.expert == 1).count();
+        assert_eq!(second, part.len() / 2, "of {}", part.len());
+        assert!(part.iter().all(|p| p.shown[0] != p.shown[1]));
+    }
+    for p in &pairs {
+        assert_eq!(pairs.iter().find(|q| q.episode == p.episode).unwrap().held_out, p.held_out);
+    }
+    let other = bench.path("others");
+    std::fs::create_dir_all(&other).unwrap();
+    bench.run("demos", json!({ "count": 5, "split": "id" }), &[], "other-demos");
+    let wrong: [(&str, &Utf8Path); 2] = [("states", &bench.path("other-demos/episodes")), inputs[1]];
+    let error = bench.once("pairs", json!({}), &wrong, "wrong", u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("the samples"), "{error}");
+}
