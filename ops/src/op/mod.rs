@@ -1,0 +1,5 @@
+//! The ops, one file each.
+
+pub mod eval;
+pub mod report;
+pub mod table;
