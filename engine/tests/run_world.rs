@@ -270,7 +270,9 @@ fn reasons_carry_old_and_new() {
 
     let forced = Goal { force: vec!["a".into()], ..Goal::default() };
     let plan = plan(&chain(|_| {}), &forced, &home.store).unwrap();
-    assert!(matches!(&plan.steps[0].verdict, Verdict::Run { reasons, .. } if matches!(reasons.as_slice(), [Reason::Forced])));
+    assert!(
+        matches!(&plan.steps[0].verdict, Verdict::Run { reasons, .. } if matches!(reasons.as_slice(), [Reason::Forced]))
+    );
 }
 
 #[test]
