@@ -4,10 +4,12 @@
 //! compares with the store, [`run::run`] does what the plan says. This crate knows no op, no tensor and no terminal.
 
 pub mod diagnostic;
+pub mod draw;
 pub mod event;
 pub mod graph;
 pub mod op;
 pub mod recipe;
 pub mod resolve;
+pub mod schema;
 pub mod source;
 pub mod stop;
