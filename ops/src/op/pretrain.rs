@@ -194,7 +194,8 @@ fn example(text: &Text, play: &Play, p: &Params, rng: &mut household::Rng) -> Re
         None => Vec::new(),
     };
     let mut start = play.start.clone();
-    let question = play.turns.get(cut).filter(|_| !others.is_empty()).map(|turn| {
+    let question = play.turns.get(cut).filter(|_| !others.is_empty());
+    if let Some(turn) = question {
         let other = others[rng.below(others.len())].clone();
         let mut shown = [turn.action.clone(), other];
         if rng.chance(50) {
@@ -202,8 +203,7 @@ fn example(text: &Text, play: &Play, p: &Params, rng: &mut household::Rng) -> Re
         }
         let seen = turns.last_mut().map_or(&mut start, |t| &mut t.1);
         *seen = critic_question(seen, &shown);
-        turn
-    });
+    }
     let mut dialogue = Dialogue::at(text, &Past { start, turns }, true)?;
     if let Some(turn) = question {
         let reasoning = if rng.chance(percent(p.deductions)) {

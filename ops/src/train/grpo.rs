@@ -199,12 +199,14 @@ pub fn run(
     let (mut sampled, mut trained) = (0u64, 0u64);
     for step in position.step..steps {
         let at = step + 1;
+        let _span = tracing::debug_span!("batch", step).entered();
         // 1. which questions: a fresh order each epoch
         let (epoch, batch) = (step / batches, (step % batches) as usize);
         let mut order: Vec<usize> = (0..questions.len()).collect();
         Rng::at(settings.seed, &[0, epoch]).shuffle(&mut order);
         let chosen = &order[batch * settings.batch..questions.len().min((batch + 1) * settings.batch)];
         // 2. sample G responses each, the prompt computed once
+        let sampling = tracing::debug_span!("sample").entered();
         let mut requests = Vec::with_capacity(chosen.len() * settings.group);
         for (place, question) in chosen.iter().enumerate() {
             let (sequence, feed) = prefill(model, questions.prompt(*question))?;
@@ -220,6 +222,7 @@ pub fn run(
             }
         }
         let mut completions = complete(model, &text.eos, requests, &|| false)?.into_iter();
+        drop(sampling);
         // 3. judge, and compare within the group
         let mut groups = Vec::with_capacity(chosen.len());
         let mut outcomes = Vec::new();
@@ -245,6 +248,7 @@ pub fn run(
         let (mut norm, mut steps_taken) = (0.0, 0);
         let share = groups.len().div_ceil(settings.updates);
         for part in groups.chunks(share) {
+            let _span = tracing::debug_span!("update").entered();
             let part: Vec<&Group> = part.iter().collect();
             let lr = settings.lr * settings.schedule.factor(updates, total_updates, settings.warmup);
             updates += 1;
