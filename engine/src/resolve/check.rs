@@ -27,11 +27,12 @@ impl<'s> Checker<'s> {
     }
 
     /// The parameters of an op: properties, and which of them must be there. `header` is where a missing one is
-    /// reported. Other keys are not looked at: they may be inputs.
-    pub(super) fn parameters(&mut self, schema: &'s Json, table: &Table, header: &Key) {
+    /// reported, unless one of the `strays`, keys that are reported elsewhere, must have been meant for it. Other keys
+    /// are not looked at: they may be inputs.
+    pub(super) fn parameters(&mut self, schema: &'s Json, table: &Table, header: &Key, strays: Vec<&str>) {
         let schema = self.deref(schema);
         let Some(schema) = schema.as_object() else { return };
-        self.properties(schema, table, &mut Vec::new(), header, false);
+        self.properties(schema, table, &mut Vec::new(), header, Some(strays));
     }
 
     pub(super) fn value(&mut self, schema: &'s Json, value: &Value, path: &mut Vec<String>) {
@@ -80,7 +81,7 @@ impl<'s> Checker<'s> {
             Data::Array(items) => self.array(schema, items, value, path),
             Data::Table(table) => {
                 let header = Key { text: String::new(), span: value.span.clone(), via: value.via.clone() };
-                self.properties(schema, table, path, &header, true);
+                self.properties(schema, table, path, &header, None);
             }
             Data::Boolean(_) | Data::Datetime(_) => {}
         }
@@ -228,8 +229,10 @@ impl<'s> Checker<'s> {
         table: &Table,
         path: &mut Vec<String>,
         header: &Key,
-        closed: bool,
+        strays: Option<Vec<&str>>,
     ) {
+        let closed = strays.is_none();
+        let mut strays = strays.unwrap_or_default();
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Json::as_object);
         let known: Vec<&str> = properties.unwrap_or(&empty).keys().map(String::as_str).collect();
@@ -241,6 +244,7 @@ impl<'s> Checker<'s> {
                 None => match schema.get("additionalProperties") {
                     Some(Json::Bool(false)) => {
                         path.pop();
+                        strays.push(&key.text);
                         self.unknown_key(key, &known, path);
                         path.push(key.text.clone());
                     }
@@ -251,7 +255,9 @@ impl<'s> Checker<'s> {
             path.pop();
         }
         for name in list(schema, "required").iter().filter_map(Json::as_str) {
-            if table.get(name).is_none() {
+            // A misspelt key is reported as such, with this name as help.
+            let misspelt = || strays.iter().any(|stray| nearest(stray, known.iter().copied()) == Some(name));
+            if table.get(name).is_none() && !misspelt() {
                 let expects = properties.and_then(|p| p.get(name)).map_or("a value".to_owned(), |s| self.describe(s));
                 let message = format!("{} has no `{name}`", self.name(path));
                 let mut d =
