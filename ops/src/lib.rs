@@ -2,3 +2,6 @@
 
 pub mod artifact;
 pub mod env;
+pub mod eval;
+pub mod op;
+pub mod report;
