@@ -1,5 +1,7 @@
 //! Laws of the ops, on a tiny world and model: resumed == uninterrupted, alone == in a batch, sampler == trainer.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its fixtures should stop")]
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,7 @@
 //! Our model against numbers from PyTorch (transformers 5.23.0, float64 where it judges); see fixtures/parity/README.md.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its fixtures should stop")]
+
 use std::collections::{BTreeMap, HashMap};
 
 use actloom_ops::model::{self, Qwen3};
