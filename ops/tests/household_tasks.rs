@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use actloom_ops::env::Env;
 use actloom_ops::env::household::{
-    self, Expert, Household, HouseholdTask, Novelty, Rng, Settings, Size, Split, TaskKind, Wording,
+    self, Expert, Household, HouseholdTask, Novelty, Settings, Size, Split, TaskKind, Wording,
 };
+use actloom_ops::rng::Rng;
 
 const SIZES: [Size; 4] = [Size::Tiny, Size::Small, Size::Medium, Size::Alfred];
 const SPLITS: [Split; 3] = [Split::Train, Split::Id, Split::Ood];
@@ -115,7 +116,7 @@ fn experts_go_on_after_anything_that_others_did() {
         for size in SIZES {
             let settings = Settings { expert, ..of_size(size) };
             for (index, task) in household::tasks(&settings, Split::Train, 60, 2).iter().enumerate() {
-                let mut rng = Rng::of(&[index as u64]);
+                let mut rng = Rng::at(0, &[index as u64]);
                 let mut world = task.play();
                 world.reset();
                 for _ in 0..index {
@@ -357,7 +358,7 @@ fn random_play_often_reaches_goals_in_hindsight_and_replays_under_them_are_won()
     let tasks = household::tasks(&Settings::default(), Split::Train, 300, 12);
     let (mut with_goal, mut kinds) = (0, BTreeSet::new());
     for (index, task) in tasks.iter().enumerate() {
-        let mut rng = Rng::of(&[9, index as u64]);
+        let mut rng = Rng::at(0, &[9, index as u64]);
         let mut world = task.play();
         world.reset();
         assert_eq!(world.achieved(), Vec::new());
@@ -403,7 +404,7 @@ fn a_core_makes_200_000_steps_a_second_with_all_admissible_actions_in_a_room_of_
     let room = |task: &&HouseholdTask| receptacles(&task.play().reset().text).len() >= 23;
     let task = tasks.iter().find(room).unwrap();
     let mut world = task.play();
-    let mut rng = Rng::of(&[1]);
+    let mut rng = Rng::at(0, &[1]);
     world.reset();
     let script: Vec<String> = (0..1000)
         .map(|_| {
