@@ -57,8 +57,11 @@ impl Diagnostic {
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     found: Vec<Diagnostic>,
-    seen: HashSet<(&'static str, String, Option<(SourceId, usize, usize)>)>,
+    seen: HashSet<(&'static str, String, Option<Place>)>,
 }
+
+/// A span, as something to hash.
+type Place = (SourceId, usize, usize);
 
 impl Findings {
     pub(crate) fn push(&mut self, d: Diagnostic) {
@@ -72,6 +75,10 @@ impl Findings {
         self.found.is_empty()
     }
 
+    pub(crate) fn into_found(self) -> Vec<Diagnostic> {
+        self.found
+    }
+
     /// In the order of the text; what points nowhere comes first.
     pub(crate) fn finish(mut self, sources: Sources) -> Diagnostics {
         self.found.sort_by_key(|d| d.primary.as_ref().map(|(span, _)| (span.source, span.bytes.start)));
@@ -79,15 +86,20 @@ impl Findings {
     }
 }
 
-/// The candidate that `name` was most likely meant to be.
+/// The candidate that `name` was most likely meant to be: a few letters away, or one that begins or ends with it.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let holds = |long: &str, short: &str| {
+        short.chars().count() >= 4 && long != short && (long.starts_with(short) || long.ends_with(short))
+    };
+    closest(name, &candidates).or_else(|| candidates.into_iter().find(|c| holds(c, name) || holds(name, c)))
+}
+
+fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let far = name.chars().count().max(3) / 3 + 1;
     candidates
-        .into_iter()
-        .map(|c| {
-            let distance = strsim::damerau_levenshtein(&name.to_lowercase(), &c.to_lowercase());
-            (distance, c)
-        })
+        .iter()
+        .map(|c| (strsim::damerau_levenshtein(&name.to_lowercase(), &c.to_lowercase()), *c))
         .filter(|(distance, c)| *distance <= far && *distance < c.chars().count().max(2))
         .min_by(|a, b| a.0.cmp(&b.0).then_with(|| similarity(name, b.1).total_cmp(&similarity(name, a.1))))
         .map(|(_, c)| c)

@@ -3,14 +3,19 @@
 //! Invariants: acyclic; node order is the recipe's (steps as written, variants in axis order), so iteration is
 //! deterministic; every `Source` points at an existing node and one of its outputs.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
 use serde_json::Value;
 
+use crate::diagnostic::{listed, nearest};
 use crate::op::{DynOp, InputPort, OutputPort, Resources};
+use crate::resolve::reference;
 use crate::source::SourceId;
 
 /// Where something stands in the recipe's text.
@@ -71,5 +76,92 @@ impl Node {
         }
         let labels: Vec<String> = self.labels.iter().map(|(axis, label)| format!("{axis}={label}")).collect();
         format!("{}[{}]", self.step, labels.join(","))
+    }
+}
+
+impl Graph {
+    /// Every node after the nodes that feed it; among those that could come next, the recipe's order.
+    pub fn topological(&self) -> Vec<NodeIndex> {
+        let mut waiting: Vec<usize> =
+            self.nodes.node_indices().map(|n| self.nodes.edges_directed(n, Direction::Incoming).count()).collect();
+        let mut ready: BinaryHeap<Reverse<NodeIndex>> =
+            self.nodes.node_indices().filter(|n| waiting[n.index()] == 0).map(Reverse).collect();
+        let mut order = Vec::with_capacity(waiting.len());
+        while let Some(Reverse(node)) = ready.pop() {
+            order.push(node);
+            for edge in self.nodes.edges(node) {
+                let left = &mut waiting[edge.target().index()];
+                *left -= 1;
+                if *left == 0 {
+                    ready.push(Reverse(edge.target()));
+                }
+            }
+        }
+        order
+    }
+
+    /// The nodes and all that feeds them, however far up.
+    pub fn ancestors(&self, of: impl IntoIterator<Item = NodeIndex>) -> BTreeSet<NodeIndex> {
+        self.reach(of, Direction::Incoming)
+    }
+
+    /// The nodes and all that they feed, however far down.
+    pub fn descendants(&self, of: impl IntoIterator<Item = NodeIndex>) -> BTreeSet<NodeIndex> {
+        self.reach(of, Direction::Outgoing)
+    }
+
+    fn reach(&self, from: impl IntoIterator<Item = NodeIndex>, direction: Direction) -> BTreeSet<NodeIndex> {
+        let mut open: Vec<NodeIndex> = from.into_iter().collect();
+        let mut seen: BTreeSet<NodeIndex> = open.iter().copied().collect();
+        while let Some(node) = open.pop() {
+            open.extend(self.nodes.neighbors_directed(node, direction).filter(|next| seen.insert(*next)));
+        }
+        seen
+    }
+
+    /// Names of the steps, in the recipe's order.
+    pub fn steps(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for node in self.nodes.node_weights() {
+            // A step's variants stand together.
+            if names.last() != Some(&node.step.as_str()) {
+                names.push(&node.step);
+            }
+        }
+        names
+    }
+
+    /// The nodes that `step`, `step[axis=label]` or `step[axis=label,other=label]` names, in the recipe's order.
+    ///
+    /// # Errors
+    /// Says what does not exist, with the nearest name that does.
+    pub fn select(&self, text: &str) -> Result<Vec<NodeIndex>, String> {
+        let wanted = reference::parse(&format!("@{}", text.trim_start_matches('@')))
+            .ok()
+            .filter(|wanted| wanted.port.is_none())
+            .ok_or_else(|| format!("`{text}` is no step; write `step` or `step[axis=label]`"))?;
+        let of_step: Vec<NodeIndex> =
+            self.nodes.node_indices().filter(|n| self.nodes[*n].step == wanted.step).collect();
+        if of_step.is_empty() {
+            let help = match nearest(&wanted.step, self.steps()) {
+                Some(near) => format!("; there is a step `{near}`"),
+                None => format!("; the steps are {}", listed(self.steps(), "and")),
+            };
+            return Err(format!("there is no step `{}`{help}", wanted.step));
+        }
+        let mut chosen = of_step;
+        for (axis, label) in &wanted.fixed {
+            let labels: BTreeSet<&str> =
+                chosen.iter().filter_map(|n| self.nodes[*n].labels.get(axis)).map(String::as_str).collect();
+            if labels.is_empty() {
+                return Err(format!("step `{}` has no axis `{axis}`", wanted.step));
+            }
+            if !labels.contains(label.as_str()) {
+                let known = listed(labels, "and");
+                return Err(format!("axis `{axis}` of step `{}` has no label `{label}`, only {known}", wanted.step));
+            }
+            chosen.retain(|n| self.nodes[*n].labels.get(axis) == Some(label));
+        }
+        Ok(chosen)
     }
 }

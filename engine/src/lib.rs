@@ -4,6 +4,7 @@
 //! compares with the store, [`run::run`] does what the plan says. This crate knows no op, no tensor and no terminal.
 
 pub mod diagnostic;
+pub mod draw;
 pub mod event;
 pub mod executor;
 pub mod graph;
@@ -17,6 +18,7 @@ pub mod recipe;
 pub mod resolve;
 pub mod run;
 pub mod schedule;
+pub mod schema;
 pub mod source;
 mod step;
 pub mod stop;

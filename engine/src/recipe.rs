@@ -125,7 +125,8 @@ impl Value {
             Data::String(_) => "text",
             Data::Integer(_) => "an integer",
             Data::Float(_) => "a number",
-            Data::Boolean(_) => "`true` or `false`",
+            Data::Boolean(true) => "`true`",
+            Data::Boolean(false) => "`false`",
             Data::Datetime(_) => "a date",
             Data::Array(_) => "a list",
             Data::Table(_) => "a table",
@@ -176,6 +177,8 @@ pub struct Recipe {
     pub path: Utf8PathBuf,
     /// Everything but `extends`.
     pub root: Table,
+    /// Overrides that name nothing; [`crate::resolve`] reports them with everything else.
+    pub(crate) overrides: Vec<Diagnostic>,
 }
 
 /// What the command line changes.
@@ -190,7 +193,8 @@ pub struct Overrides {
 /// Reads a recipe file.
 ///
 /// # Errors
-/// Files that cannot be read, text that is no TOML, `extends` that runs in a circle, overrides that name nothing.
+/// Files that cannot be read, text that is no TOML, `extends` that runs in a circle. A profile or `--set` that names
+/// nothing is no error yet: it is reported by [`crate::resolve::resolve`], together with all else that is wrong.
 pub fn parse(path: &Utf8Path, overrides: &Overrides) -> Result<Recipe, Diagnostics> {
     let mut reader = Reader::default();
     let root = match fs_err::read_to_string(path) {
@@ -301,14 +305,12 @@ impl Reader {
 
     fn finish(mut self, path: &Utf8Path, mut root: Table, overrides: &Overrides) -> Result<Recipe, Diagnostics> {
         // Overrides of a recipe that was not read whole would only be noise.
-        if self.findings.is_empty() {
-            overrides::apply(&mut root, &mut self.sources, overrides, &mut self.findings);
+        if !self.findings.is_empty() {
+            return Err(self.findings.finish(self.sources));
         }
-        if self.findings.is_empty() {
-            Ok(Recipe { sources: self.sources, path: path.to_owned(), root })
-        } else {
-            Err(self.findings.finish(self.sources))
-        }
+        let mut found = Findings::default();
+        overrides::apply(&mut root, &mut self.sources, overrides, &mut found);
+        Ok(Recipe { sources: self.sources, path: path.to_owned(), root, overrides: found.into_found() })
     }
 }
 

@@ -23,7 +23,7 @@ mod finish;
 mod multiply;
 mod order;
 mod params;
-mod reference;
+pub(crate) mod reference;
 mod scope;
 mod template;
 
@@ -58,6 +58,7 @@ const MOST_EDGES: usize = 4_000_000;
 /// Everything that is wrong with the recipe.
 pub fn resolve(recipe: &Recipe, registry: &Registry) -> Result<Graph, Diagnostics> {
     let mut findings = Findings::default();
+    recipe.overrides.iter().for_each(|d| findings.push(d.clone()));
     let graph = attempt(recipe, registry, &mut findings);
     match graph {
         Some(graph) if findings.is_empty() => Ok(graph),

@@ -1,5 +1,4 @@
 //! Recipes to graphs: which variants there are and what feeds them.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

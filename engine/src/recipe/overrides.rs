@@ -191,7 +191,7 @@ fn put(root: &mut Table, path: &[(String, Span)], value: Value, findings: &mut F
         let help = match (nearest(name, names.iter().map(String::as_str)), other) {
             (_, Some(other)) => format!("there is `{other}.{name}`"),
             (Some(near), None) => format!("there is {article} `{near}`"),
-            (None, None) if names.is_empty() => format!("the recipe has no {noun}"),
+            (None, None) if names.is_empty() => format!("nothing is in `[{section}]`"),
             (None, None) => format!("it has {}", listed(names.iter().map(String::as_str), "and")),
         };
         findings.push(

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::graph::Span;
 use crate::recipe::Value;
 
 /// Number of an axis name.
@@ -81,7 +80,6 @@ impl Axes {
 pub(super) struct AxisDef {
     pub axis: AxisId,
     pub name: String,
-    pub span: Span,
     pub values: Vec<(LabelId, Value)>,
     pub by_label: HashMap<LabelId, usize>,
 }

@@ -142,14 +142,16 @@ impl<'s> Checker<'s> {
             Some(Json::Array(many)) => many.iter().filter_map(Json::as_str).collect(),
             _ => return true,
         };
-        let fits = types.iter().any(|t| match (*t, &value.data) {
-            ("string", Data::String(_))
-            | ("integer" | "number", Data::Integer(_))
-            | ("number", Data::Float(_))
-            | ("boolean", Data::Boolean(_))
-            | ("array", Data::Array(_))
-            | ("object", Data::Table(_)) => true,
-            _ => false,
+        let fits = types.iter().any(|t| {
+            matches!(
+                (*t, &value.data),
+                ("string", Data::String(_))
+                    | ("integer" | "number", Data::Integer(_))
+                    | ("number", Data::Float(_))
+                    | ("boolean", Data::Boolean(_))
+                    | ("array", Data::Array(_))
+                    | ("object", Data::Table(_))
+            )
         });
         if !fits {
             let expected = self.describe_object(schema);

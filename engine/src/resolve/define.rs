@@ -209,7 +209,7 @@ fn axis(world: &mut World<'_>, key: &Key, value: &Value, findings: &mut Findings
         return None;
     }
     let by_label = values.iter().enumerate().map(|(i, (label, _))| (*label, i)).collect();
-    world.defs.push(AxisDef { axis: id, name: key.text.clone(), span: key.span.clone(), values, by_label });
+    world.defs.push(AxisDef { axis: id, name: key.text.clone(), values, by_label });
     Some(world.defs.len() - 1)
 }
 
@@ -392,7 +392,7 @@ pub(super) fn undefined(world: &World<'_>, steps: &[StepDef<'_>], name: &str, at
         }
         Some(near) => format!("there is a variable `{near}`"),
         None if known.is_empty() => "write `$$` for a dollar sign".to_owned(),
-        None => format!("there are {}", listed(known.keys().copied(), "and")),
+        None => format!("defined are {}", listed(known.keys().copied(), "and")),
     };
     d.help(help)
 }

@@ -4,7 +4,7 @@
 
 /// `@step`, `@step.port`, each with a selection behind it or not.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Reference {
+pub(crate) struct Reference {
     pub step: String,
     pub port: Option<String>,
     /// `[a=x]`: this label of the axis.
@@ -17,18 +17,18 @@ pub(super) struct Reference {
 
 impl Reference {
     /// Whether it stands for a list.
-    pub(super) fn collects(&self) -> bool {
+    pub(crate) fn collects(&self) -> bool {
         self.all || !self.collected.is_empty()
     }
 }
 
 /// A step's, port's or axis's name.
-pub(super) fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
 }
 
 /// Parses a text that begins with `@`. The error says what was expected.
-pub(super) fn parse(text: &str) -> Result<Reference, String> {
+pub(crate) fn parse(text: &str) -> Result<Reference, String> {
     let body = text.strip_prefix('@').ok_or("expected `@` and the name of a step")?;
     let (head, selection) = match body.split_once('[') {
         Some((head, rest)) => (head, Some(rest.strip_suffix(']').ok_or("expected `]` at the end")?)),
@@ -81,12 +81,8 @@ fn items(selection: &str) -> Result<Vec<&str>, String> {
         match quote {
             Some(q) if c == q => quote = None,
             Some(_) => {}
-            None if c == '"' || c == '\'' => {
-                // An apostrophe inside a bare label is only an apostrophe.
-                if selection[start..i].trim_end().ends_with('=') {
-                    quote = Some(c);
-                }
-            }
+            // An apostrophe inside a bare label is only an apostrophe.
+            None if (c == '"' || c == '\'') && selection[start..i].trim_end().ends_with('=') => quote = Some(c),
             None if c == ',' => {
                 out.push(selection[start..i].trim());
                 start = i + 1;
@@ -111,7 +107,7 @@ fn unquote(label: &str) -> String {
 }
 
 /// The label of an axis value that is a reference: `@il[start=act]` -> `il-start=act`.
-pub(super) fn label(reference: &str) -> String {
+pub(crate) fn label(reference: &str) -> String {
     let mut out = String::new();
     for c in reference.trim_start_matches('@').chars() {
         match c {
