@@ -2,11 +2,13 @@
 
 pub mod artifact;
 pub mod env;
+pub mod eval;
 pub mod infer;
 pub mod model;
 pub mod nn;
 pub mod op;
 pub mod registry;
+pub mod report;
 pub mod reward;
 pub mod rng;
 pub mod text;

@@ -94,13 +94,9 @@ fn task_value(task: &TaskScore, metric: &str) -> Option<f64> {
 fn task_differences(a: &Scores, b: &Scores, metric: &str) -> (Vec<f64>, usize) {
     let theirs: HashMap<(&str, &str), &TaskScore> =
         b.per_task.iter().map(|t| ((t.env.as_str(), t.id.as_str()), t)).collect();
-    let both: Vec<(&TaskScore, &TaskScore)> = a
-        .per_task
-        .iter()
-        .filter_map(|t| Some((t, *theirs.get(&(t.env.as_str(), t.id.as_str()))?)))
-        .collect();
-    let differences =
-        both.iter().filter_map(|(x, y)| Some(task_value(x, metric)? - task_value(y, metric)?)).collect();
+    let both: Vec<(&TaskScore, &TaskScore)> =
+        a.per_task.iter().filter_map(|t| Some((t, *theirs.get(&(t.env.as_str(), t.id.as_str()))?))).collect();
+    let differences = both.iter().filter_map(|(x, y)| Some(task_value(x, metric)? - task_value(y, metric)?)).collect();
     (differences, a.per_task.len() + b.per_task.len() - 2 * both.len())
 }
 
@@ -139,9 +135,8 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
     }
     if by_task {
         let played = |cell: &[Placed<'_>], other: &[Placed<'_>]| -> usize {
-            let lonely = |x: &&Placed<'_>| {
-                x.over.is_some() && other.iter().all(|y| y.over.is_some() && y.over != x.over)
-            };
+            let lonely =
+                |x: &&Placed<'_>| x.over.is_some() && other.iter().all(|y| y.over.is_some() && y.over != x.over);
             cell.iter().filter(lonely).map(|x| x.scores.per_task.len()).sum()
         };
         comparison.unpaired += played(a, b) + played(b, a);

@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn the_bootstrap_agrees_with_the_normal_interval_on_many_pairs() {
         // 1000 pairs: 300 better, 200 worse, 500 equal. Mean 0.1, standard error sqrt((0.5 - 0.01) / 1000).
-        let differences: Vec<f64> = (0..1000).map(|i| [1.0, -1.0, 0.0][[0, 0, 0, 1, 1, 2, 2, 2, 2, 2][i % 10]]).collect();
+        let differences: Vec<f64> =
+            (0..1000).map(|i| [1.0, -1.0, 0.0][[0, 0, 0, 1, 1, 2, 2, 2, 2, 2][i % 10]]).collect();
         let half = Z * (0.49f64 / 1000.0).sqrt();
         let [low, high] = bootstrap(&differences, 2000, 7).unwrap();
         assert!(close(low, 0.1 - half, 0.004) && close(high, 0.1 + half, 0.004), "{low} {high}");

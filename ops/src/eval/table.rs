@@ -180,7 +180,9 @@ impl Table {
             .results
             .iter()
             .enumerate()
-            .map(|(at, placed)| cell(rows.labels[at / width].clone(), column(at), placed, over.as_ref(), &layout.metrics))
+            .map(|(at, placed)| {
+                cell(rows.labels[at / width].clone(), column(at), placed, over.as_ref(), &layout.metrics)
+            })
             .collect();
         let comparisons = compare::all(&grid, &rows, columns.as_ref(), layout);
         let missing = cells.iter().flat_map(|cell| missing(cell, &layout.metrics)).collect();

@@ -184,7 +184,9 @@ pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Vec<S
 fn example(text: &Text, play: &Play, p: &Params, rng: &mut household::Rng) -> Result<Example, OpError> {
     let percent = |share: f64| (share * 100.0).round() as u64;
     let ask = rng.chance(percent(p.choices));
-    let cut = if ask { rng.below(play.turns.len()) } else { play.turns.len() };
+    // half of the questions are about the last steps, which led to the goal: there the answer can be told
+    let early = if rng.chance(50) { 0 } else { play.turns.len().saturating_sub(3) };
+    let cut = if ask { rng.between(early, play.turns.len() - 1) } else { play.turns.len() };
     let mut turns: Vec<(String, String)> =
         play.turns[..cut].iter().map(|t| (t.action.clone(), t.observation.clone())).collect();
     let others: Vec<&String> = match play.turns.get(cut) {

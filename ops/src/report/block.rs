@@ -69,6 +69,8 @@ pub fn mark(at: usize) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Standing {
     results: usize,
+    /// One result stands for every label of the axis `over`, which does not multiply its step.
+    for_all: bool,
     lacking: Vec<String>,
     episodes: String,
     decoding: String,
@@ -90,6 +92,7 @@ impl Standing {
         }
         Standing {
             results: cell.parts.len(),
+            for_all: cell.parts.iter().any(|part| part.over.is_none()),
             lacking: cell.lacking.clone(),
             episodes,
             decoding: phrases.join(" or "),
@@ -107,8 +110,11 @@ impl Standing {
     /// What differs from the common standing.
     fn note(&self, common: &Standing, over: &str) -> Option<String> {
         let mut parts = Vec::new();
-        if self.results != common.results || self.lacking != common.lacking {
+        if (self.results, self.for_all, &self.lacking) != (common.results, common.for_all, &common.lacking) {
             let mut text = number::counted(self.results, "result");
+            if self.for_all {
+                text.push_str(&format!(" for every {over}"));
+            }
             if !self.lacking.is_empty() {
                 text.push_str(&format!(", none for {over} {}", self.lacking.join(", ")));
             }
@@ -364,7 +370,7 @@ mod tests {
         let block = &blocks.blocks[0];
         assert_eq!(
             block.notes,
-            ["1 result, none for seed 1; decoding free (any text could be said)", "1 result"]
+            ["1 result, none for seed 1; decoding free (any text could be said)", "1 result for every seed"]
         );
         assert_eq!(block.rows[1].cells[0].marks, [0]);
         assert_eq!(block.rows[1].cells[1].body, Body::Missing);
@@ -383,7 +389,7 @@ mod tests {
         let blocks = blocks(&Table::build(&results, &layout()).unwrap());
         let base = &blocks.blocks[0].rows[1];
         assert_eq!((base.label.marks.as_slice(), base.cells[0].marks.len()), (&[0][..], 0));
-        assert_eq!(blocks.blocks[0].notes, ["1 result; decoding held to admissible actions"]);
+        assert_eq!(blocks.blocks[0].notes, ["1 result for every seed; decoding held to admissible actions"]);
     }
 
     #[test]

@@ -4,5 +4,14 @@
 //! path stands in it; text from outside never becomes markup.
 
 pub mod block;
+mod chart;
+pub mod curves;
+mod dots;
+mod graph;
+mod html;
+mod layout;
 pub mod number;
+pub mod page;
+pub mod play;
+mod scale;
 pub mod text;

@@ -155,8 +155,21 @@ pub fn csv(table: &Table) -> Result<String, OpError> {
     let mut out = csv::Writer::from_writer(Vec::new());
     let column_axis = table.columns.as_ref().map_or("column", |c| c.axis.as_str());
     let header = [
-        "what", &table.rows.axis, "against", column_axis, "metric", "mean", "std", "population", "low", "high",
-        "interval", "n", "missing", "episodes", "decoding",
+        "what",
+        &table.rows.axis,
+        "against",
+        column_axis,
+        "metric",
+        "mean",
+        "std",
+        "population",
+        "low",
+        "high",
+        "interval",
+        "n",
+        "missing",
+        "episodes",
+        "decoding",
     ];
     out.write_record(header).map_err(|e| failed(e.to_string()))?;
     let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
@@ -226,8 +239,7 @@ pub fn latex(table: &Table) -> String {
     let mut out = String::from("% needs \\usepackage{booktabs}\n");
     for block in &blocks {
         let _ = writeln!(out, "\n% {}", one_line(&block.title));
-        let align: String =
-            block.columns.iter().map(|(_, a)| if *a == Align::Left { 'l' } else { 'r' }).collect();
+        let align: String = block.columns.iter().map(|(_, a)| if *a == Align::Left { 'l' } else { 'r' }).collect();
         let _ = writeln!(out, "\\begin{{tabular}}{{l{align}}}\n\\toprule");
         let header: Vec<String> = block.columns.iter().map(|(name, _)| tex(name)).collect();
         let _ = writeln!(out, "{} & {} \\\\\n\\midrule", tex(&block.corner), header.join(" & "));
@@ -313,7 +325,7 @@ mod tests {
         let mut layout = layout();
         layout.spread = Spread::Interval;
         let text = markdown(&Table::build(&results(), &layout).unwrap());
-        assert!(text.contains("| il     |  30.0 [0.0, 100.0]     |"), "{text}");
+        assert!(text.contains("| il     | 30.0 [0.0, 100.0]     |"), "{text}");
         assert!(text.contains("Cells: mean [95 % interval, Student's t] over 2 results (axis seed)"), "{text}");
     }
 

@@ -1,0 +1,173 @@
+//! Which charts the metrics of a recipe make: one a step and family of metrics, seeds and variants as lines.
+
+use std::collections::BTreeMap;
+
+use actloom_engine::op::OpError;
+use camino::Utf8Path;
+use serde::Deserialize;
+
+use super::chart::{Chart, Line};
+use super::number;
+
+/// One line of a metrics file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct Record {
+    step: u64,
+    name: String,
+    value: Option<f64>,
+}
+
+/// The metrics of one variant of one step, each by ascending step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    pub step: String,
+    pub labels: BTreeMap<String, String>,
+    /// In order of first appearance.
+    pub series: Vec<(String, Vec<(u64, Option<f64>)>)>,
+}
+
+/// Families, in the order a page shows them: title and members.
+const FAMILIES: [(&str, &[&str]); 10] = [
+    ("loss", &["loss"]),
+    ("reward", &["reward", "reward_correct"]),
+    ("accuracy", &["accuracy"]),
+    ("distance from the reference", &["kl"]),
+    ("entropy", &["entropy"]),
+    ("clipped tokens", &["clip_low", "clip_high"]),
+    ("groups without variance, truncated responses", &["zero_variance", "truncated"]),
+    ("response length", &["length"]),
+    ("gradient norm", &["grad_norm"]),
+    ("learning rate", &["lr"]),
+];
+
+impl Metrics {
+    /// Reads a metrics file's text.
+    ///
+    /// # Errors
+    /// Names the file and line of what cannot be read.
+    pub fn parse(
+        path: &Utf8Path,
+        text: &str,
+        step: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Metrics, OpError> {
+        let mut metrics = Metrics { step: step.to_owned(), labels: labels.clone(), series: Vec::new() };
+        for (index, line) in text.lines().enumerate() {
+            let record: Record = serde_json::from_str(line)
+                .map_err(|e| OpError::failed(format!("cannot read line {} of `{path}`: {e}", index + 1)))?;
+            let at = match metrics.series.iter().position(|(name, _)| *name == record.name) {
+                Some(at) => at,
+                None => {
+                    metrics.series.push((record.name, Vec::new()));
+                    metrics.series.len() - 1
+                }
+            };
+            metrics.series[at].1.push((record.step, record.value));
+        }
+        metrics.series.iter_mut().for_each(|(_, points)| points.sort_by_key(|p| p.0));
+        Ok(metrics)
+    }
+
+    fn series(&self, name: &str) -> Option<&[(u64, Option<f64>)]> {
+        self.series.iter().find(|(n, _)| n == name).map(|(_, points)| points.as_slice())
+    }
+}
+
+/// Charts by step, steps in order of first appearance.
+pub fn charts(metrics: &[Metrics]) -> Vec<(String, Vec<Chart>)> {
+    let mut steps: Vec<&str> = Vec::new();
+    for of in metrics {
+        if !steps.contains(&of.step.as_str()) {
+            steps.push(&of.step);
+        }
+    }
+    let of_step = |step: &str| {
+        let variants: Vec<&Metrics> = metrics.iter().filter(|m| m.step == step).collect();
+        let charts = families(&variants).iter().map(|(title, names)| chart(step, title, names, &variants)).collect();
+        (step.to_owned(), charts)
+    };
+    steps.into_iter().map(of_step).filter(|(_, charts): &(String, Vec<Chart>)| !charts.is_empty()).collect()
+}
+
+/// The families that these variants have, known ones first; a metric of no family is one by itself.
+fn families(variants: &[&Metrics]) -> Vec<(String, Vec<String>)> {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in variants.iter().flat_map(|m| &m.series) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let mut families = Vec::new();
+    for (title, members) in FAMILIES {
+        let there: Vec<String> = members.iter().filter(|m| names.contains(*m)).map(|m| (*m).to_owned()).collect();
+        if !there.is_empty() {
+            families.push((title.to_owned(), there));
+        }
+    }
+    let known = |name: &str| FAMILIES.iter().any(|(_, members)| members.contains(&name));
+    families.extend(names.into_iter().filter(|n| !known(n)).map(|n| (n.to_owned(), vec![n.to_owned()])));
+    families
+}
+
+fn unit(name: &str) -> &'static str {
+    match name {
+        "accuracy" | "clip_low" | "clip_high" | "zero_variance" | "truncated" => "share",
+        "reward_correct" => "",
+        name => number::unit(name),
+    }
+}
+
+fn chart(step: &str, title: &str, names: &[String], variants: &[&Metrics]) -> Chart {
+    let mut lines = Vec::new();
+    for (variant, metrics) in variants.iter().enumerate() {
+        for (metric, name) in names.iter().enumerate() {
+            let Some(points) = metrics.series(name) else { continue };
+            lines.push(Line { name: line_name(metrics, name, names.len()), points: points.to_vec(), variant, metric });
+        }
+    }
+    let unit = names.first().map_or("", |name| unit(name));
+    Chart { title: format!("{step}: {title}"), unit: unit.to_owned(), lines }
+}
+
+fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
+    let labels: Vec<String> = metrics.labels.iter().map(|(axis, label)| format!("{axis}={label}")).collect();
+    match (labels.is_empty(), names) {
+        (true, _) => name.to_owned(),
+        (false, 1) => labels.join(", "),
+        (false, _) => format!("{name}, {}", labels.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn metrics(step: &str, seed: &str, text: &str) -> Metrics {
+        let labels = BTreeMap::from([("seed".to_owned(), seed.to_owned())]);
+        Metrics::parse(Utf8Path::new("metrics.jsonl"), text, step, &labels).unwrap()
+    }
+
+    const TEXT: &str = "{\"step\":2,\"name\":\"loss\",\"value\":1.0}\n{\"step\":1,\"name\":\"loss\",\"value\":null}\n\
+                        {\"step\":1,\"name\":\"odd\",\"value\":3}\n{\"step\":1,\"name\":\"clip_low\",\"value\":0.1}\n\
+                        {\"step\":1,\"name\":\"clip_high\",\"value\":0.2}\n";
+
+    #[test]
+    fn one_chart_a_step_and_family_with_variants_as_lines() {
+        let charts = charts(&[metrics("act", "0", TEXT), metrics("sft", "0", ""), metrics("act", "1", TEXT)]);
+        assert_eq!(charts.len(), 1, "a step without metrics has no charts");
+        let titles: Vec<&str> = charts[0].1.iter().map(|c| c.title.as_str()).collect();
+        assert_eq!(titles, ["act: loss", "act: clipped tokens", "act: odd"]);
+        let names: Vec<&str> = charts[0].1[1].lines.iter().map(|l| l.name.as_str()).collect();
+        assert_eq!(names, ["clip_low, seed=0", "clip_high, seed=0", "clip_low, seed=1", "clip_high, seed=1"]);
+        assert_eq!(charts[0].1[0].lines[0].points, [(1, None), (2, Some(1.0))]);
+    }
+
+    #[test]
+    fn a_line_that_is_no_record_is_named() {
+        let text = "{\"step\":1,\"name\":\"loss\",\"value\":1}\n{\"step\":-1}\n";
+        let error = Metrics::parse(Utf8Path::new("m.jsonl"), text, "act", &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read line 2 of `m.jsonl`: "), "{error}");
+    }
+}
