@@ -47,7 +47,8 @@ fn group<'d>(diagnostics: &'d Diagnostics, found: &'d Diagnostic) -> Group<'d> {
         let mut snippet = Snippet::source(source.text.as_str()).path(source.name.as_str()).fold(true);
         for (span, label, kind) in places.iter().filter(|(span, _, _)| span.source == file) {
             let end = span.bytes.end.min(source.text.len());
-            snippet = snippet.annotation(kind.span(span.bytes.start.min(end)..end).label(normalize_untrusted_str(label)));
+            snippet =
+                snippet.annotation(kind.span(span.bytes.start.min(end)..end).label(normalize_untrusted_str(label)));
         }
         group = group.element(snippet);
     }

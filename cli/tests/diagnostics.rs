@@ -161,7 +161,8 @@ fn a_mistake_in_the_base_is_shown_in_the_base() {
     let dir = tempfile::tempdir().unwrap();
     let dir = Utf8Path::from_path(dir.path()).unwrap();
     std::fs::write(dir.join("base.toml"), "[vars]\ncount = \"many\"\n").unwrap();
-    std::fs::write(dir.join("a.toml"), "extends = \"base.toml\"\n[step.demos]\nop = \"demos\"\ncount = \"$count\"\n").unwrap();
+    std::fs::write(dir.join("a.toml"), "extends = \"base.toml\"\n[step.demos]\nop = \"demos\"\ncount = \"$count\"\n")
+        .unwrap();
     let recipe = parse(&dir.join("a.toml"), &Overrides::default()).unwrap();
     let found = resolve(&recipe, &common::registry()).map(|_| ()).unwrap_err();
     insta::assert_snapshot!(render::render(&found, false).replace(dir.as_str(), "DIR"));
