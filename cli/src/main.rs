@@ -1,1 +1,45 @@
-fn main() {}
+//! The binary `actloom`: arguments in, text out, an exit code that means something.
+//!
+//! 1. Read the command line ([`args`]).
+//! 2. Set up colour and logging ([`terminal`], [`logging`]).
+//! 3. Do the verb ([`verb`]); what went wrong is a [`exit::Failure`], drawn in one place.
+//!
+//! Invariants: stdout is data, stderr is talk; every verb that prints can print JSON; nothing here knows how a step is
+//! planned, run or stored.
+
+mod args;
+mod device;
+mod exit;
+mod load;
+mod logging;
+mod outputs;
+mod progress;
+mod render;
+mod signal;
+mod terminal;
+mod text;
+mod verb;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Args;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    args.global.color.write_global();
+    // The guard writes the end of the trace file when it goes.
+    let result = logging::start(&args.global).and_then(|_guard| verb::run(&args));
+    let exit = match result {
+        Ok(exit) => exit,
+        Err(failure) => {
+            failure.tell(args.global.json);
+            failure.exit()
+        }
+    };
+    exit.into()
+}

@@ -5,8 +5,9 @@
 
 use serde_json::Value as Json;
 
-use super::check::{Checker, at, lookup, via};
+use super::check::{Checker, at, via};
 use super::define::{OpInfo, StepDef};
+use super::describe::lookup;
 use crate::diagnostic::Diagnostic;
 use crate::graph::Span;
 use crate::op::{Ports, Problem, Resources};

@@ -149,7 +149,6 @@ fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -1,0 +1,22 @@
+//! Which device a run has, where that matters before anything runs.
+//!
+//! Invariant: no GPU is touched for a recipe in which no step asks for one or pins its device.
+
+use actloom_engine::graph::Graph;
+use actloom_engine::op::DeviceRequest;
+use actloom_ops::model::open_device;
+
+/// Settles `auto` where a key or a resource depends on it.
+pub fn settle(request: DeviceRequest, graph: &Graph) -> DeviceRequest {
+    let matters = graph.nodes.node_weights().any(|node| node.pin_device || node.resources.gpu > 0);
+    if request != DeviceRequest::Auto || !matters {
+        return request;
+    }
+    if !cfg!(feature = "cuda") {
+        return DeviceRequest::Cpu;
+    }
+    match open_device(DeviceRequest::Auto) {
+        Ok((device, _)) if device.is_cuda() => DeviceRequest::Cuda(0),
+        _ => DeviceRequest::Cpu,
+    }
+}

@@ -1,0 +1,147 @@
+//! `actloom cache`: what the store holds, whether it is sound, and what it may forget.
+
+use actloom_engine::cache::gc::{self, GcPlan, Policy, Why};
+use actloom_engine::cache::{Action, Store};
+use actloom_engine::plan::{Goal, Verdict, plan};
+use serde_json::json;
+
+use crate::args::{Cache, Gc, Global, Recipe};
+use crate::exit::{Exit, Failure};
+use crate::load;
+use crate::terminal::{out, out_either, out_json, say};
+use crate::text;
+
+pub fn run(verb: &Cache, global: &Global) -> Result<Exit, Failure> {
+    let store = load::store(global)?;
+    match verb {
+        Cache::Ls => ls(&store, global),
+        Cache::Du => du(&store, global),
+        Cache::Verify => verify(&store, global),
+        Cache::Gc(args) => gc(&store, args, global),
+    }
+}
+
+fn ls(store: &Store, global: &Global) -> Result<Exit, Failure> {
+    let mut actions = store.actions()?;
+    let finished = |action: &Action| action.provenance["finished"].as_str().unwrap_or("").to_owned();
+    actions.sort_by_key(|action| (finished(action), action.key));
+    out_either(global.json, &actions, || {
+        let rows = actions.iter().map(|action| {
+            let of = |field: &str| action.provenance[field].as_str().unwrap_or("").to_owned();
+            let bytes = action.outputs.values().map(|artifact| artifact.bytes).sum();
+            let op = action.manifest["op"].as_str().unwrap_or("").to_owned();
+            vec![action.key.short(), of("recipe"), of("node"), op, text::bytes(bytes), of("finished")]
+        });
+        text::columns(&["key", "recipe", "step", "op", "size", "finished"], rows)
+    });
+    Ok(Exit::Done)
+}
+
+fn du(store: &Store, global: &Global) -> Result<Exit, Failure> {
+    let usage = store.usage()?;
+    out_either(global.json, &json!({"root": store.root(), "bytes": usage.bytes(), "usage": usage}), || {
+        let rows = [
+            ("objects", usage.objects, "contents of files"),
+            ("trees", usage.trees, "lists of the files in a folder"),
+            ("actions", usage.actions, "recorded results"),
+            ("scratch", usage.scratch, "checkpoints of unfinished steps"),
+            ("stage", usage.stage, "being written"),
+            ("runs", usage.runs, "the journal"),
+        ];
+        let rows = rows.map(|(name, tally, about)| {
+            vec![name.to_owned(), tally.count.to_string(), text::bytes(tally.bytes), about.to_owned()]
+        });
+        let table = text::columns(&["", "files", "size", ""], rows);
+        format!("{table}\n{} in `{}`\n", text::bytes(usage.bytes()), store.root())
+    });
+    Ok(Exit::Done)
+}
+
+fn verify(store: &Store, global: &Global) -> Result<Exit, Failure> {
+    let report = store.verify()?;
+    out_either(global.json, &report, || {
+        let mut page: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
+        page += &format!(
+            "{} objects, {} trees, {} results: {}; {} of garbage\n",
+            report.objects.count,
+            report.trees.count,
+            report.actions,
+            match report.problems.len() {
+                0 => "sound".to_owned(),
+                1 => "1 problem".to_owned(),
+                n => format!("{n} problems"),
+            },
+            text::bytes(report.garbage.bytes),
+        );
+        page
+    });
+    if report.is_clean() {
+        return Ok(Exit::Done);
+    }
+    say("damaged results are made again by the next run that needs them, once `cache gc --apply` or you removed them");
+    Ok(Exit::Unsound)
+}
+
+fn gc(store: &Store, args: &Gc, global: &Global) -> Result<Exit, Failure> {
+    let mut policy = Policy { max_bytes: args.max_bytes, max_age: args.max_age, ..Policy::default() };
+    for path in &args.keep {
+        let options = Recipe { profile: None, set: Vec::new(), device: Default::default() };
+        let loaded = load::recipe(Some(path.clone()), &options)?;
+        let plan = plan(&loaded.graph, &Goal { device: loaded.device, ..Goal::default() }, store)?;
+        policy.keep.extend(plan.steps.iter().filter_map(|step| match &step.verdict {
+            Verdict::Reuse { key, .. } => Some(*key),
+            _ => None,
+        }));
+    }
+    let plan = gc::plan(store, &policy)?;
+    let collected = if args.apply { Some(gc::collect(store, &plan)?) } else { None };
+    if global.json {
+        out_json(&json!({"plan": plan, "collected": collected}));
+        return Ok(Exit::Done);
+    }
+    out(&page(store, &plan)?);
+    match collected {
+        Some(collected) => {
+            let skipped = match collected.skipped {
+                0 => String::new(),
+                n => format!("; {n} stayed because they are in use"),
+            };
+            out(&format!("freed {}{skipped}\n", text::bytes(collected.bytes)));
+        }
+        None if !plan.is_empty() => say("nothing was removed; `--apply` removes it"),
+        None => {}
+    }
+    Ok(Exit::Done)
+}
+
+fn page(store: &Store, plan: &GcPlan) -> Result<String, Failure> {
+    if plan.is_empty() {
+        return Ok(format!("nothing to remove; {} stay\n", text::bytes(plan.keeps)));
+    }
+    let mut rows = Vec::new();
+    for doomed in &plan.actions {
+        let action = store.action(&doomed.key).ok().flatten();
+        let of = |field: &str| {
+            action.as_ref().and_then(|action| action.provenance[field].as_str().map(str::to_owned)).unwrap_or_default()
+        };
+        let why = match doomed.why {
+            Why::Age => "age",
+            Why::Space => "space",
+        };
+        rows.push(vec![doomed.key.short(), of("recipe"), of("node"), doomed.last_used.to_string(), why.to_owned()]);
+    }
+    let table = match rows.is_empty() {
+        true => String::new(),
+        false => text::columns(&["key", "recipe", "step", "last used", "why"], rows) + "\n",
+    };
+    Ok(format!(
+        "{table}{} results, {} objects, {} trees, {} stages, {} scratch folders: {} go, {} stay\n",
+        plan.actions.len(),
+        plan.objects.len(),
+        plan.trees.len(),
+        plan.stages.len(),
+        plan.scratch.len(),
+        text::bytes(plan.frees),
+        text::bytes(plan.keeps)
+    ))
+}

@@ -1,0 +1,32 @@
+//! One file a verb; each turns its arguments into text and an exit code.
+
+mod cache;
+mod graph;
+mod new;
+mod ops;
+mod plan;
+mod run;
+mod runs;
+mod schema;
+mod show;
+mod why;
+
+use crate::args::{Args, Verb};
+use crate::exit::{Exit, Failure};
+
+/// Does what the command line says.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let global = &args.global;
+    match &args.verb {
+        Verb::Run(verb) => run::run(verb, global),
+        Verb::Plan(verb) => plan::run(verb, global),
+        Verb::Why(verb) => why::run(verb, global),
+        Verb::Graph(verb) => graph::run(verb, global),
+        Verb::Ops(verb) => ops::run(verb, global),
+        Verb::Schema => schema::run(),
+        Verb::Show(verb) => show::run(verb, global),
+        Verb::Runs(verb) => runs::run(verb, global),
+        Verb::Cache(verb) => cache::run(verb, global),
+        Verb::New(verb) => new::run(verb, global),
+    }
+}
