@@ -3,6 +3,9 @@
 //! Four verbs: [`recipe::parse`] reads text, [`resolve::resolve`] settles names, types and the matrix, [`plan::plan`]
 //! compares with the store, [`run::run`] does what the plan says. This crate knows no op, no tensor and no terminal.
 
+/// The store that plans and runs stand on.
+pub use actloom_cache as cache;
+
 pub mod diagnostic;
 pub mod draw;
 pub mod event;

@@ -15,7 +15,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::debug_span;
 
-use crate::graph::Graph;
+use crate::diagnostic::nearest;
+use crate::graph::{Graph, Node};
 use crate::journal::Journal;
 use crate::key::{self, KeyError};
 use crate::op::DeviceRequest;
@@ -192,11 +193,10 @@ pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanErr
                 && labels.iter().all(|(axis, label)| node.labels.get(*axis).is_some_and(|l| l.as_str() == *label))
         }));
         if selected.len() == before {
-            return Err(PlanError::UnknownStep {
-                recipe: graph.name.clone(),
-                name: name.clone(),
-                nearest: nearest(graph, name),
-            });
+            let displays: Vec<String> = graph.nodes.node_weights().map(Node::display).collect();
+            let steps = graph.nodes.node_weights().map(|node| node.step.as_str());
+            let nearest = nearest(name, steps.chain(displays.iter().map(String::as_str))).map(str::to_owned);
+            return Err(PlanError::UnknownStep { recipe: graph.name.clone(), name: name.clone(), nearest });
         }
     }
     selected.sort();
@@ -213,12 +213,6 @@ fn split(name: &str) -> (&str, Vec<(&str, &str)>) {
             (step, labels.map(|(axis, label)| (axis.trim(), label.trim())).collect())
         }
     }
-}
-
-fn nearest(graph: &Graph, name: &str) -> Option<String> {
-    let candidates = graph.nodes.node_weights().flat_map(|node| [node.step.clone(), node.display()]);
-    let scored = candidates.map(|candidate| (strsim::damerau_levenshtein(name, &candidate), candidate));
-    scored.filter(|(distance, _)| *distance <= 1 + name.chars().count() / 3).min().map(|(_, candidate)| candidate)
 }
 
 /// Says for every changed input which node feeds it now.

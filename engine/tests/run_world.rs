@@ -238,7 +238,7 @@ fn reasons_carry_old_and_new() {
 
     let param = chain(|node| node.params["reward"]["correct"] = json!(2.0));
     let changed = Reason::ParamChanged { path: "reward.correct".into(), old: Some(json!(1.0)), new: Some(json!(2.0)) };
-    assert_eq!(reasons(&param, &home.store, "a"), [changed.clone()]);
+    assert_eq!(reasons(&param, &home.store, "a"), std::slice::from_ref(&changed));
     assert_eq!(changed.to_string(), "`reward.correct` 1.0 -> 2.0");
     let pending = plan(&param, &Goal::default(), &home.store).unwrap();
     let Verdict::Pending { because, reasons: known } = &pending.step("b").unwrap().verdict else { panic!() };

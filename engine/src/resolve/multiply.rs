@@ -170,7 +170,6 @@ impl Resolver<'_, '_> {
     }
 
     /// Joins what one key refers to. True with it: the key must wait for inherited axes.
-    #[expect(clippy::too_many_arguments, reason = "the state of one step, taken apart for the borrow checker")]
     fn feed_key(
         &mut self,
         index: usize,
@@ -337,7 +336,6 @@ impl Resolver<'_, '_> {
     }
 
     /// Reports combinations of own labels that have lost every row, and keeps one row of each.
-    #[expect(clippy::too_many_arguments, reason = "the state of one join")]
     fn lost(
         &mut self,
         index: usize,
