@@ -21,6 +21,7 @@ use super::optimizer::{AdamW, Optimizer};
 use super::schedule::Schedule;
 use crate::infer::{Completion, Request, complete, prefill};
 use crate::model::{Qwen3, failed};
+use crate::nn::cpu::simd::exp;
 use crate::reward::Outcome;
 use crate::rng::Rng;
 
@@ -36,7 +37,7 @@ pub enum Aggregation {
 }
 
 /// Settings of the objective and the sampling.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Responses sampled for each prompt.
     pub group: usize,
@@ -101,12 +102,12 @@ pub fn token_gradient(
     advantage: f32,
     settings: &Settings,
 ) -> (f32, bool, bool) {
-    let ratio = (logp - old).exp();
+    let ratio = exp(logp - old);
     let low = advantage < 0.0 && ratio < 1.0 - settings.clip_low;
     let high = advantage > 0.0 && ratio > 1.0 + settings.clip_high;
     let mut gradient = if low || high { 0.0 } else { -ratio * advantage };
     if let Some(reference) = reference {
-        gradient += settings.kl * (1.0 - (reference - logp).exp());
+        gradient += settings.kl * (1.0 - exp(reference - logp));
     }
     (gradient, low, high)
 }
