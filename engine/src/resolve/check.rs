@@ -15,12 +15,14 @@ pub(super) struct Checker<'s> {
     root: &'s Json,
     owner: String,
     found: Vec<Diagnostic>,
+    /// Something is missing, and the misspelt key that was meant for it is reported elsewhere.
+    pub(super) misspelt: bool,
 }
 
 impl<'s> Checker<'s> {
     /// `root` is the schema document, for its definitions; `owner` names the table in messages.
     pub(super) fn new(root: &'s Json, owner: impl Into<String>) -> Self {
-        Checker { root, owner: owner.into(), found: Vec::new() }
+        Checker { root, owner: owner.into(), found: Vec::new(), misspelt: false }
     }
 
     pub(super) fn into_found(self) -> Vec<Diagnostic> {
@@ -258,7 +260,12 @@ impl<'s> Checker<'s> {
         for name in list(schema, "required").iter().filter_map(Json::as_str) {
             // A misspelt key is reported as such, with this name as help.
             let misspelt = || strays.iter().any(|stray| nearest(stray, known.iter().copied()) == Some(name));
-            if table.get(name).is_none() && !misspelt() {
+            if table.get(name).is_some() {
+                continue;
+            }
+            if misspelt() {
+                self.misspelt = true;
+            } else {
                 let expects = properties.and_then(|p| p.get(name)).map_or("a value".to_owned(), |s| self.describe(s));
                 let message = format!("{} has no `{name}`", self.name(path));
                 let mut d =

@@ -33,9 +33,9 @@ pub(super) fn check(step: &StepDef<'_>, info: &OpInfo, table: &Table, absent: &[
     // Keys that are surely no inputs, and so misspelt parameters.
     let strays = step.inputs.iter().filter(|(_, v)| !may_refer(v)).map(|(key, _)| key.text.as_str());
     checker.parameters(&info.schema, table, step.key, strays.chain(absent.iter().map(String::as_str)).collect());
+    let whole = absent.is_empty() && !checker.misspelt;
     let mut found = checker.into_found();
     let json = json(table);
-    let whole = absent.is_empty();
     if whole
         && found.is_empty()
         && let Some(error) = info.validator.as_ref().and_then(|v| v.iter_errors(&json).next())
