@@ -122,8 +122,6 @@ fn holds(text: &str) -> Option<Holds> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use actloom_engine::op::LineageNode;
     use serde_json::json;
 

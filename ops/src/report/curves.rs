@@ -149,8 +149,6 @@ fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     fn metrics(step: &str, seed: &str, text: &str) -> Metrics {
