@@ -14,7 +14,8 @@
 //!   and removes, while it is *exclusive*. So a note comes either before gc's look, and is respected, or after gc's
 //!   removal, and what is gone is seen to be gone. The shared lock is held for microseconds, never while hashing or
 //!   copying, so gc need not wait for a running step, only for its notes.
-//! - Nobody holds the store's lock while waiting for another lock.
+//! - Who holds the store's lock waits for no other, except that a new session waits for its own file, which somebody who
+//!   looks at all sessions may hold for a moment without waiting for anything.
 //! - A lock file is only ever removed under the exclusive lock, so that no two processes lock different files of one name.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,7 @@
 //! 2. `intact` answers from one `stat` whether an object is still what was stored.
 //! 3. `hand_out` gives a copy to somebody outside the store.
 //!
-//! Invariants: an object is read-only, and its modification time is [`disk::stamp`]. Whoever writes to it through a
+//! Invariants: an object is read-only, and its modification time is [`crate::disk::stamp`]. Whoever writes to it through a
 //! hard link (only root or somebody who first changes its mode can) also changes that time, so the next lookup
 //! re-hashes it and either puts the stamp back or calls it lost; the step that made it then runs again and replaces it.
 //! What neither size nor time betrays, such as a bit that rots on the platter, `verify` finds.

@@ -485,6 +485,14 @@ impl Store {
         verify::verify(self)
     }
 
+    /// Removes what `verify` found damaged, so that the steps which made it run again; how many files that were.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn repair(&self, report: &VerifyReport) -> Result<u64, StoreError> {
+        verify::repair(self, report)
+    }
+
     /// Runs `work` on this store's session while gc is held off.
     fn in_session<T>(
         &self,

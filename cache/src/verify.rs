@@ -3,9 +3,10 @@
 //! 1. Hash every object and every manifest.
 //! 2. Read every record; look for every part that it names.
 //! 3. Name every file that should not be there.
+//! 4. [`Store::repair`], if asked: remove what is damaged, so that the steps which made it run again.
 //!
-//! Invariants: changes nothing; what nobody refers to is garbage, not a problem; others may work in the store meanwhile,
-//! and what they do is no problem either.
+//! Invariants: verifying changes nothing; what nobody refers to is garbage, not a problem; others may work in the store
+//! meanwhile, and what they do is no problem either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +14,7 @@ use std::fmt;
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use crate::action::{self, Parts};
+use crate::action::{self, ACTION_VERSION, Parts};
 use crate::disk::each;
 use crate::error::{At, StoreError};
 use crate::id::{ActionKey, ContentId};
@@ -45,6 +46,11 @@ pub enum Problem {
         path: Utf8PathBuf,
         why: String,
     },
+    /// A record that a newer program wrote.
+    UnknownRecord {
+        path: Utf8PathBuf,
+        version: u32,
+    },
     /// Nothing that a store writes.
     StrayFile {
         path: Utf8PathBuf,
@@ -60,6 +66,9 @@ impl fmt::Display for Problem {
                 write!(f, "output `{output}` of action `{}` needs `{path}`, which is missing", key.short())
             }
             Problem::BadRecord { path, why } => write!(f, "action record `{path}` is damaged: {why}"),
+            Problem::UnknownRecord { path, version } => {
+                write!(f, "action record `{path}` has version {version}, this program knows version {ACTION_VERSION}")
+            }
             Problem::StrayFile { path } => write!(f, "`{path}` is nothing that a store writes"),
         }
     }
@@ -140,9 +149,8 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport, StoreError> {
                 report.problems.push(Problem::BadRecord { path, why });
                 continue;
             }
-            Err(StoreError::RecordVersion { path, found, known }) => {
-                let why = format!("it has version {found}, this program knows version {known}");
-                report.problems.push(Problem::BadRecord { path, why });
+            Err(StoreError::RecordVersion { path, found: version, .. }) => {
+                report.problems.push(Problem::UnknownRecord { path, version });
                 continue;
             }
             Err(error) => return Err(error),
@@ -186,6 +194,41 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport, StoreError> {
     stray.sort_unstable();
     report.problems.extend(stray.into_iter().map(|path| Problem::StrayFile { path }));
     Ok(report)
+}
+
+/// Removes what is still damaged of what a report names: corrupt objects and trees, and bad records. The actions that
+/// needed them are incomplete from then on. What is missing needs no repair, a newer program's record is not ours to
+/// judge, and a stray file may be somebody's; these stay.
+pub(crate) fn repair(store: &Store, report: &VerifyReport) -> Result<u64, StoreError> {
+    let (disk, layout) = (store.disk(), store.layout());
+    let _alone = lock::exclude(disk, layout)?;
+    let mut removed = 0;
+    for problem in &report.problems {
+        // Somebody may have put the right content since.
+        let (path, damaged) = match problem {
+            Problem::CorruptObject { id, path } => (path, disk.hash(path).at("hash", path).map(|found| found != *id)),
+            Problem::CorruptTree { id, path } => {
+                let text = disk.read(path).at("read", path);
+                (path, text.map(|text| ContentId::of_tree(&text) != *id || crate::tree::parse(&text).is_none()))
+            }
+            Problem::BadRecord { path, .. } => {
+                let key = path.file_stem().and_then(|hex| hex.parse::<ActionKey>().ok());
+                let Some(key) = key else { continue };
+                (path, Ok(matches!(store.action(&key), Err(StoreError::Record { .. }))))
+            }
+            Problem::MissingObject { .. } | Problem::UnknownRecord { .. } | Problem::StrayFile { .. } => continue,
+        };
+        match damaged {
+            Ok(true) => {
+                disk.remove_file(path).at("remove", path)?;
+                removed += 1;
+            }
+            Ok(false) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
 }
 
 /// Ids of all files below a sharded folder that lie where they belong.

@@ -215,9 +215,16 @@ pub enum Cache {
     /// Say how much the store holds
     Du,
     /// Hash everything again and report what is not as it was stored
-    Verify,
+    Verify(Verify),
     /// Plan what to forget; `--apply` forgets it
     Gc(Gc),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// Remove what is damaged, so that the next run makes it again; the exit code is still 5
+    #[arg(long)]
+    pub repair: bool,
 }
 
 #[derive(Debug, clap::Args)]

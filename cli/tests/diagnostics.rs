@@ -118,6 +118,8 @@ golden! {
     a_table_cannot_be_part_of_a_text: wrong("[vars]\nt = { a = 1 }\n[step.demos]\nop = \"demos\"\ncount = 1\nenv = \"x-${t}\"\n");
     a_variable_with_the_name_of_an_axis_is_a_duplicate: wrong("[vars]\nseed = 1\n[matrix]\nseed = [1, 2]\n[step.demos]\nop = \"demos\"\ncount = \"$seed\"\n");
     equal_labels_are_duplicates: wrong("[matrix]\ncount = [1, 2, 1]\nshape = [{ a = 1 }]\nseed = 3\nnone = []\n[step.demos]\nop = \"demos\"\ncount = \"$count\"\n");
+    an_inherited_axis_that_means_two_things_is_refused: after("[step.a]\nop = \"rollout\"\neach = { k = { x = 1, y = 2 } }\npolicy = \"@base\"\ntasks = \"$k\"\n[step.b]\nop = \"rollout\"\neach = { k = { x = 1, y = 3 } }\npolicy = \"@base\"\ntasks = \"$k\"\n[step.c]\nop = \"sft\"\nmodel = \"@base\"\ndata = [\"@a\", \"@b\"]\nepochs = \"$k\"\n");
+    names_that_cannot_be_written_elsewhere_are_refused: wrong("[vars]\n\"a b\" = 1\n[step.\"x.y\"]\nop = \"demos\"\ncount = 1\n");
     too_many_variants_are_refused: {
         let axis: Vec<String> = (1..=400).map(|i| i.to_string()).collect();
         let axis = axis.join(",");

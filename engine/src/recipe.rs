@@ -327,6 +327,3 @@ impl FromIterator<(Key, Value)> for Table {
 pub(crate) fn span(source: SourceId, bytes: std::ops::Range<usize>) -> Span {
     Span { source, bytes }
 }
-
-#[cfg(test)]
-mod tests;

@@ -19,6 +19,7 @@
 mod axis;
 mod check;
 mod define;
+mod describe;
 mod finish;
 mod multiply;
 mod order;
@@ -32,8 +33,8 @@ use std::rc::Rc;
 
 use petgraph::graph::{DiGraph, NodeIndex};
 
-pub(crate) use self::check::{describe, lookup};
 use self::define::StepDef;
+pub(crate) use self::describe::{describe, lookup};
 use self::multiply::Done;
 use self::scope::World;
 use crate::diagnostic::{Diagnostic, Diagnostics, Findings};
@@ -181,6 +182,3 @@ fn build(heading: define::Heading, world: &World<'_>, steps: &[StepDef<'_>], don
 
 /// Shared, because a recipe has many steps and few ops.
 type Shared<T> = Rc<T>;
-
-#[cfg(test)]
-mod tests;

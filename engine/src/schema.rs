@@ -224,7 +224,7 @@ fn options(root: &Value, schema: &Value) -> Vec<Value> {
 }
 
 /// The plainest value that a schema takes.
-fn example(root: &Value, schema: &Value) -> Value {
+pub(crate) fn example(root: &Value, schema: &Value) -> Value {
     let schema = open(root, schema);
     for key in ["default", "const"] {
         if let Some(value) = schema.get(key) {

@@ -86,8 +86,33 @@ impl Rng {
         }
     }
 
-    pub fn chance(&mut self, p: f64) -> bool {
-        self.uniform() < p
+    /// Uniform in low..=high, without bias.
+    ///
+    /// # Panics
+    /// When `high` is below `low`.
+    pub fn between(&mut self, low: usize, high: usize) -> usize {
+        low + self.below(high - low + 1)
+    }
+
+    /// True with a chance of `percent` in 100.
+    pub fn percent(&mut self, percent: u64) -> bool {
+        (self.below(100) as u64) < percent
+    }
+
+    /// An index, as likely as its weight; `None` where all weights are 0.
+    pub fn weighted(&mut self, weights: impl Iterator<Item = u64> + Clone) -> Option<usize> {
+        let total: u64 = weights.clone().sum();
+        if total == 0 {
+            return None;
+        }
+        let mut left = self.below(total as usize) as u64;
+        for (index, weight) in weights.enumerate() {
+            if left < weight {
+                return Some(index);
+            }
+            left -= weight;
+        }
+        None
     }
 
     /// Standard normal, by Box and Muller.
@@ -126,6 +151,27 @@ mod tests {
         let mean = xs.iter().sum::<f64>() / n as f64;
         let var = xs.iter().map(|x| x * x).sum::<f64>() / n as f64 - mean * mean;
         assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.05, "mean {mean}, variance {var}");
+    }
+
+    #[test]
+    fn any_change_in_any_word_of_a_path_gives_other_numbers() {
+        let paths = [&[][..], &[0], &[0, 0], &[1, 0], &[0, 1], &[1], &[2]];
+        let mut firsts: Vec<u64> = paths.iter().map(|path| Rng::at(0, path).next_u64()).collect();
+        firsts.sort_unstable();
+        firsts.dedup();
+        assert_eq!(firsts.len(), paths.len());
+    }
+
+    #[test]
+    fn choices_follow_their_weights() {
+        let mut rng = Rng::at(0, &[7]);
+        let mut counts = [0; 3];
+        for _ in 0..3000 {
+            counts[rng.weighted([1, 0, 2].into_iter()).unwrap()] += 1;
+        }
+        assert!((900..1100).contains(&counts[0]) && counts[1] == 0, "{counts:?}");
+        assert_eq!(rng.weighted([0, 0].into_iter()), None);
+        assert!((0..1000).all(|_| (3..=5).contains(&rng.between(3, 5))));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use actloom_ops::env::Env;
 use actloom_ops::env::household::{
-    self, Expert, Household, HouseholdTask, Novelty, Rng, Settings, Size, Split, TaskKind, Wording,
+    self, Expert, Household, HouseholdTask, Novelty, Settings, Size, Split, TaskKind, Wording,
 };
+use actloom_ops::rng::Rng;
 
 const SIZES: [Size; 4] = [Size::Tiny, Size::Small, Size::Medium, Size::Alfred];
 const SPLITS: [Split; 3] = [Split::Train, Split::Id, Split::Ood];
@@ -115,7 +116,7 @@ fn experts_go_on_after_anything_that_others_did() {
         for size in SIZES {
             let settings = Settings { expert, ..of_size(size) };
             for (index, task) in household::tasks(&settings, Split::Train, 60, 2).iter().enumerate() {
-                let mut rng = Rng::of(&[index as u64]);
+                let mut rng = Rng::at(0, &[index as u64]);
                 let mut world = task.play();
                 world.reset();
                 for _ in 0..index {
@@ -160,31 +161,21 @@ fn the_first_tiny_task_stays_what_it_is() {
 const FIRST: &str = "\
 -= Welcome to TextWorld, ALFRED! =-
 
-You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a countertop 1, a fridge 1, a garbagecan 1, a microwave 1, a shelf 1, and a sinkbasin 1.
+You are in the middle of a room. Looking quickly around you, you see a countertop 1, a fridge 1, a garbagecan 1, a microwave 1, and a sinkbasin 1.
 
-Your task is to: put a cool plate in cabinet.
-> go to cabinet 1
-You arrive at cabinet 1. The cabinet 1 is closed.
-> open cabinet 1
-You open the cabinet 1. The cabinet 1 is open. In it, you see nothing.
-> go to shelf 1
-You arrive at shelf 1. On the shelf 1, you see nothing.
-> go to countertop 1
-You arrive at countertop 1. On the countertop 1, you see a knife 1.
-> go to microwave 1
-You arrive at microwave 1. The microwave 1 is closed.
-> open microwave 1
-You open the microwave 1. The microwave 1 is open. In it, you see a plate 1.
-> take plate 1 from microwave 1
-You pick up the plate 1 from the microwave 1.
+Your task is to: put a cool egg in garbagecan.
 > go to fridge 1
 You arrive at fridge 1. The fridge 1 is closed.
-> cool plate 1 with fridge 1
-You cool the plate 1 using the fridge 1.
-> go to cabinet 1
-You arrive at cabinet 1. The cabinet 1 is open. In it, you see nothing.
-> move plate 1 to cabinet 1
-You move the plate 1 to the cabinet 1.
+> open fridge 1
+You open the fridge 1. The fridge 1 is open. In it, you see a egg 1.
+> take egg 1 from fridge 1
+You pick up the egg 1 from the fridge 1.
+> cool egg 1 with fridge 1
+You cool the egg 1 using the fridge 1.
+> go to garbagecan 1
+You arrive at garbagecan 1. On the garbagecan 1, you see nothing.
+> move egg 1 to garbagecan 1
+You move the egg 1 to the garbagecan 1.
 ";
 
 #[test]
@@ -357,7 +348,7 @@ fn random_play_often_reaches_goals_in_hindsight_and_replays_under_them_are_won()
     let tasks = household::tasks(&Settings::default(), Split::Train, 300, 12);
     let (mut with_goal, mut kinds) = (0, BTreeSet::new());
     for (index, task) in tasks.iter().enumerate() {
-        let mut rng = Rng::of(&[9, index as u64]);
+        let mut rng = Rng::at(0, &[9, index as u64]);
         let mut world = task.play();
         world.reset();
         assert_eq!(world.achieved(), Vec::new());
@@ -403,7 +394,7 @@ fn a_core_makes_200_000_steps_a_second_with_all_admissible_actions_in_a_room_of_
     let room = |task: &&HouseholdTask| receptacles(&task.play().reset().text).len() >= 23;
     let task = tasks.iter().find(room).unwrap();
     let mut world = task.play();
-    let mut rng = Rng::of(&[1]);
+    let mut rng = Rng::at(0, &[1]);
     world.reset();
     let script: Vec<String> = (0..1000)
         .map(|_| {

@@ -1,5 +1,7 @@
 //! Laws of the ops, on a tiny world and model: resumed == uninterrupted, alone == in a batch, sampler == trainer.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its fixtures should stop")]
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,7 +107,8 @@ fn training_that_was_stopped_and_resumed_ends_with_the_bytes_of_training_that_wa
     let pairs = bench.path("pairs/pairs");
     let sft = json!({ "epochs": 4, "batch": 2, "learning_rate": 0.003 });
     let act = json!({ "epochs": 2, "batch": 4, "group": 4, "updates": 2, "max_tokens": 16, "learning_rate": 1e-3, "kl": 0.01 });
-    let cases: [(&str, Value, Vec<(&str, &Utf8Path)>); 3] = [
+    type Case<'a> = (&'a str, Value, Vec<(&'a str, &'a Utf8Path)>);
+    let cases: [Case<'_>; 3] = [
         ("pretrain", json!({ "updates": 7, "batch": 3 }), vec![("model", &policy)]),
         ("sft", sft, vec![("model", &policy), ("data", &demos)]),
         ("act", act, vec![("model", &policy), ("pairs", &pairs)]),

@@ -43,6 +43,24 @@ fn every_way_of_checking_out_gives_the_same_read_only_files() {
 }
 
 #[test]
+fn objects_and_manifests_are_read_only_and_bear_the_stamp() {
+    let home = Home::make();
+    let (_, _) = setup(&home, Copies::Links);
+    let mut seen = 0;
+    for part in ["objects", "trees"] {
+        for shard in home.root().join("v1").join(part).read_dir_utf8().unwrap() {
+            for file in shard.unwrap().path().read_dir_utf8().unwrap() {
+                let path = file.unwrap().path().to_owned();
+                assert_eq!(mode(&path), 0o444, "{path}");
+                assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), actloom_cache::disk::stamp(), "{path}");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 3);
+}
+
+#[test]
 fn a_checkout_overwrites_nothing() {
     let home = Home::make();
     let (store, tree) = setup(&home, Copies::Links);

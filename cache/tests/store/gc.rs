@@ -89,6 +89,19 @@ fn what_was_put_and_not_yet_published_stays_while_its_process_lives() {
 }
 
 #[test]
+fn what_a_living_process_has_declared_used_is_not_even_planned() {
+    let home = Home::make();
+    three(&home);
+    let running = home.store();
+    running.used(&key("old")).unwrap();
+    let policy = Policy { max_bytes: Some(0), ..Policy::default() };
+    let plan = gc::plan(&home.store(), &policy).unwrap();
+    assert_eq!(plan.actions.iter().map(|doomed| doomed.key).collect::<Vec<_>>(), [key("middle"), key("new")]);
+    drop(running);
+    assert_eq!(gc::plan(&home.store(), &policy).unwrap().actions.len(), 3);
+}
+
+#[test]
 fn garbage_that_is_put_again_after_the_plan_stays() {
     let home = Home::make();
     let file = home.file("f", b"twice");

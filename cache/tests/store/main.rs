@@ -5,6 +5,7 @@ mod checkout;
 mod crash;
 mod faults;
 mod gc;
+mod gc_model;
 mod put;
 mod sharing;
 mod verify;

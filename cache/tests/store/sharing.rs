@@ -109,32 +109,43 @@ fn processes_killed_at_any_moment_leave_a_store_that_verifies() {
 }
 
 #[test]
-fn one_key_is_held_by_one_thread_at_a_time() {
-    let home = Home::make();
+fn one_key_is_held_by_one_thread_at_a_time_even_while_gc_sweeps_lock_files() {
+    let home = Home::light();
     let store = home.store();
+    let done = AtomicBool::new(false);
     let inside = AtomicUsize::new(0);
     let entered = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                gc::collect(&store, &gc::GcPlan::default()).unwrap();
+            }
+        });
         for _ in 0..4 {
             // Clones of one store, as the steps of one run have them.
             let store = store.clone();
-            let (inside, entered) = (&inside, &entered);
+            let (inside, entered, done) = (&inside, &entered, &done);
             scope.spawn(move || {
                 let mut mine = 0;
-                while mine < 20 {
+                while mine < 500 {
                     let Some(lock) = store.lock(&key("one")).unwrap() else { continue };
-                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two threads hold one key");
+                    if inside.fetch_add(1, Ordering::SeqCst) != 0 {
+                        done.store(true, Ordering::SeqCst);
+                        panic!("two threads hold one key");
+                    }
                     assert_eq!(*lock.key(), key("one"));
                     std::thread::yield_now();
                     inside.fetch_sub(1, Ordering::SeqCst);
                     drop(lock);
-                    entered.fetch_add(1, Ordering::SeqCst);
                     mine += 1;
+                    if entered.fetch_add(1, Ordering::SeqCst) == 4 * 500 - 1 {
+                        done.store(true, Ordering::SeqCst);
+                    }
                 }
             });
         }
     });
-    assert_eq!(entered.into_inner(), 80);
+    assert_eq!(entered.into_inner(), 2000);
 }
 
 #[test]

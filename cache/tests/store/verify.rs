@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use actloom_cache::{Artifact, Problem, Store, StoreError};
+use actloom_cache::{Artifact, ContentId, Problem, Store, StoreError};
 use camino::Utf8PathBuf;
 
 use crate::{Home, action, key, overwrite, publish_file, write};
@@ -134,4 +134,61 @@ fn garbage_and_work_in_progress_are_no_problems() {
     assert!(report.is_clean(), "{:?}", report.problems);
     assert_eq!((report.objects.count, report.trees.count, report.actions), (2, 1, 1));
     assert_eq!(report.garbage.count, 2, "an object and a tree; the stage has a living owner");
+}
+
+#[test]
+fn repair_removes_what_is_damaged_so_that_the_steps_run_again() {
+    let home = Home::make();
+    let store = home.store();
+    let artifact = publish_file(&store, "a", &[7; 100]).outputs["out"].clone();
+    publish_file(&store, "fine", b"fine");
+    publish_file(&store, "b", b"b");
+    home.file("t/a", b"a");
+    let tree = store.put(&home.path.join("t")).unwrap();
+    store.publish(&action("c", &[("out", &tree)])).unwrap();
+
+    // A bit that rots in place: neither size nor time changes, so a lookup cannot see it.
+    let path = object(&store, &artifact);
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    overwrite(&path, &[8; 100]);
+    fs::File::open(&path).unwrap().set_modified(time).unwrap();
+    assert!(store.complete(&store.action(&key("a")).unwrap().unwrap()).unwrap());
+    let hex = key("b").to_string();
+    overwrite(&home.root().join("v1/actions").join(&hex[..2]).join(format!("{hex}.json")), b"{}");
+    let hex = tree.id.to_string();
+    overwrite(&home.root().join("v1/trees").join(&hex[..2]).join(&hex), b"x");
+    write(&home.root().join("v1/mine"), b"");
+
+    let report = store.verify().unwrap();
+    assert_eq!(report.problems.len(), 4);
+    assert_eq!(store.repair(&report).unwrap(), 3);
+    assert_eq!(store.repair(&report).unwrap(), 0, "what is gone is not removed twice");
+    assert!(!store.complete(&store.action(&key("a")).unwrap().unwrap()).unwrap());
+    assert_eq!(store.action(&key("b")).unwrap(), None);
+    assert!(!store.complete(&store.action(&key("c")).unwrap().unwrap()).unwrap());
+    assert!(store.complete(&store.action(&key("fine")).unwrap().unwrap()).unwrap());
+
+    publish_file(&store, "a", &[7; 100]);
+    store.put(&home.path.join("t")).unwrap();
+    assert_eq!(store.repair(&report).unwrap(), 0, "what was put again is right again");
+    assert!(matches!(only(&store), Problem::StrayFile { path } if path.ends_with("v1/mine")));
+}
+
+#[test]
+fn a_record_that_a_newer_program_wrote_is_named_and_never_removed() {
+    let home = Home::make();
+    let store = home.store();
+    let mut newer = publish_file(&store, "a", b"x");
+    newer.v = 2;
+    let body = serde_json::to_string(&newer).unwrap();
+    let hex = key("a").to_string();
+    let path = home.root().join("v1/actions").join(&hex[..2]).join(format!("{hex}.json"));
+    let record = format!("{{\"check\":\"{}\",\"action\":{body}}}\n", ContentId::of_file(body.as_bytes()));
+    overwrite(&path, record.as_bytes());
+    let report = store.verify().unwrap();
+    assert_eq!(report.problems, [Problem::UnknownRecord { path: path.clone(), version: 2 }]);
+    assert_eq!(store.repair(&report).unwrap(), 0);
+    assert!(path.exists());
+    let plan = actloom_cache::gc::plan(&store, &actloom_cache::gc::Policy::default());
+    assert!(matches!(plan, Err(StoreError::RecordVersion { found: 2, .. })), "its objects are not garbage either");
 }

@@ -5,7 +5,7 @@ use actloom_engine::cache::{Action, Store};
 use actloom_engine::plan::{Goal, Verdict, plan};
 use serde_json::json;
 
-use crate::args::{Cache, Gc, Global, Recipe};
+use crate::args::{Cache, Gc, Global, Recipe, Verify};
 use crate::exit::{Exit, Failure};
 use crate::load;
 use crate::terminal::{out, out_either, out_json, say};
@@ -16,7 +16,7 @@ pub fn run(verb: &Cache, global: &Global) -> Result<Exit, Failure> {
     match verb {
         Cache::Ls => ls(&store, global),
         Cache::Du => du(&store, global),
-        Cache::Verify => verify(&store, global),
+        Cache::Verify(args) => verify(&store, args, global),
         Cache::Gc(args) => gc(&store, args, global),
     }
 }
@@ -60,7 +60,7 @@ fn du(store: &Store, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn verify(store: &Store, global: &Global) -> Result<Exit, Failure> {
+fn verify(store: &Store, args: &Verify, global: &Global) -> Result<Exit, Failure> {
     let report = store.verify()?;
     out_either(global.json, &report, || {
         let mut page: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
@@ -81,7 +81,12 @@ fn verify(store: &Store, global: &Global) -> Result<Exit, Failure> {
     if report.is_clean() {
         return Ok(Exit::Done);
     }
-    say("damaged results are made again by the next run that needs them, once `cache gc --apply` or you removed them");
+    if args.repair {
+        let removed = store.repair(&report)?;
+        say(&format!("removed {removed} damaged files; the next run that needs them makes them again"));
+    } else {
+        say("`cache verify --repair` removes what is damaged; the next run that needs it makes it again");
+    }
     Ok(Exit::Unsound)
 }
 

@@ -76,7 +76,7 @@ pub fn sentence(reasons: &[Reason]) -> String {
 /// `waits for a, b and 3 more`.
 pub fn waits_for(because: &[String]) -> String {
     match because {
-        [all @ ..] if all.len() <= 3 => format!("waits for {}", all.join(", ")),
+        all if all.len() <= 3 => format!("waits for {}", all.join(", ")),
         [first, second, rest @ ..] => format!("waits for {first}, {second} and {} more", rest.len()),
         _ => String::new(),
     }

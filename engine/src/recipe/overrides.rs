@@ -126,7 +126,8 @@ fn apply_set(root: &mut Table, sources: &mut Sources, set: &str, findings: &mut 
         return;
     };
     let mut found = Vec::new();
-    let offset = left.len() + 1;
+    let offset = left.len() + 1 + (right.len() - right.trim_start().len());
+    let right = right.trim();
     let value = text::read_value(right, id, offset, &mut found).unwrap_or_else(|| Value {
         span: place(id, right, offset),
         via: None,

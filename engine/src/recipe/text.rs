@@ -13,7 +13,26 @@ use crate::source::SourceId;
 /// The text's table, as far as it could be read, and what is wrong with the text.
 pub(super) fn read(text: &str, source: SourceId) -> (Table, Vec<Diagnostic>) {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut found: Vec<Diagnostic> = errors.iter().map(|error| syntax(text, source, error)).collect();
+    // Whatever stands below a header that is there twice is there twice too, and not worth a word.
+    let repeated: Vec<usize> = errors
+        .iter()
+        .filter(|error| error.message() == "duplicate key")
+        .filter_map(|error| header_above(text, error.span()?.end))
+        .filter(|header| {
+            let end = text[*header..].find('\n').map_or(text.len(), |i| header + i);
+            errors
+                .iter()
+                .any(|e| e.message() == "duplicate key" && e.span().is_some_and(|s| (*header..end).contains(&s.start)))
+        })
+        .collect();
+    let below = |error: &&toml::de::Error| {
+        let Some(span) = error.span().filter(|_| error.message() == "duplicate key") else { return false };
+        let header = header_above(text, span.start);
+        let within = header.is_some_and(|h| !text[h..floor(text, span.start)].contains('\n'));
+        !within && header.is_some_and(|h| repeated.contains(&h))
+    };
+    let mut found: Vec<Diagnostic> =
+        errors.iter().filter(|error| !below(error)).map(|error| syntax(text, source, error)).collect();
     let root = table(root.get_ref(), source, 0, &mut found);
     (root, found)
 }
@@ -58,6 +77,13 @@ fn syntax(text: &str, source: SourceId, error: &toml::de::Error) -> Diagnostic {
     }
     Diagnostic::new("syntax", format!("this is not TOML: {}", error.message()))
         .at(&span(source, bytes), error.message().to_owned())
+}
+
+/// Where the last line that begins with `[` before `at`, or around it, starts.
+fn header_above(text: &str, at: usize) -> Option<usize> {
+    let text = &text[..floor(text, at)];
+    let starts = text.rmatch_indices('\n').map(|(i, _)| i + 1).chain([0]);
+    starts.into_iter().find(|start| text[*start..].trim_start_matches([' ', '\t']).starts_with('['))
 }
 
 fn floor(text: &str, mut at: usize) -> usize {

@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::describe::{constants, describe, list, lookup, or, plain, type_is};
 use crate::diagnostic::{Diagnostic, listed, nearest};
 use crate::recipe::{Data, Key, Table, Value};
 
@@ -14,12 +15,14 @@ pub(super) struct Checker<'s> {
     root: &'s Json,
     owner: String,
     found: Vec<Diagnostic>,
+    /// Something is missing, and the misspelt key that was meant for it is reported elsewhere.
+    pub(super) misspelt: bool,
 }
 
 impl<'s> Checker<'s> {
     /// `root` is the schema document, for its definitions; `owner` names the table in messages.
     pub(super) fn new(root: &'s Json, owner: impl Into<String>) -> Self {
-        Checker { root, owner: owner.into(), found: Vec::new() }
+        Checker { root, owner: owner.into(), found: Vec::new(), misspelt: false }
     }
 
     pub(super) fn into_found(self) -> Vec<Diagnostic> {
@@ -27,11 +30,12 @@ impl<'s> Checker<'s> {
     }
 
     /// The parameters of an op: properties, and which of them must be there. `header` is where a missing one is
-    /// reported. Other keys are not looked at: they may be inputs.
-    pub(super) fn parameters(&mut self, schema: &'s Json, table: &Table, header: &Key) {
+    /// reported, unless one of the `strays`, keys that are reported elsewhere, must have been meant for it. Other keys
+    /// are not looked at: they may be inputs.
+    pub(super) fn parameters(&mut self, schema: &'s Json, table: &Table, header: &Key, strays: Vec<&str>) {
         let schema = self.deref(schema);
         let Some(schema) = schema.as_object() else { return };
-        self.properties(schema, table, &mut Vec::new(), header, false);
+        self.properties(schema, table, &mut Vec::new(), header, Some(strays));
     }
 
     pub(super) fn value(&mut self, schema: &'s Json, value: &Value, path: &mut Vec<String>) {
@@ -80,7 +84,7 @@ impl<'s> Checker<'s> {
             Data::Array(items) => self.array(schema, items, value, path),
             Data::Table(table) => {
                 let header = Key { text: String::new(), span: value.span.clone(), via: value.via.clone() };
-                self.properties(schema, table, path, &header, true);
+                self.properties(schema, table, path, &header, None);
             }
             Data::Boolean(_) | Data::Datetime(_) => {}
         }
@@ -228,8 +232,10 @@ impl<'s> Checker<'s> {
         table: &Table,
         path: &mut Vec<String>,
         header: &Key,
-        closed: bool,
+        strays: Option<Vec<&str>>,
     ) {
+        let closed = strays.is_none();
+        let mut strays = strays.unwrap_or_default();
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Json::as_object);
         let known: Vec<&str> = properties.unwrap_or(&empty).keys().map(String::as_str).collect();
@@ -241,6 +247,7 @@ impl<'s> Checker<'s> {
                 None => match schema.get("additionalProperties") {
                     Some(Json::Bool(false)) => {
                         path.pop();
+                        strays.push(&key.text);
                         self.unknown_key(key, &known, path);
                         path.push(key.text.clone());
                     }
@@ -251,7 +258,14 @@ impl<'s> Checker<'s> {
             path.pop();
         }
         for name in list(schema, "required").iter().filter_map(Json::as_str) {
-            if table.get(name).is_none() {
+            // A misspelt key is reported as such, with this name as help.
+            let misspelt = || strays.iter().any(|stray| nearest(stray, known.iter().copied()) == Some(name));
+            if table.get(name).is_some() {
+                continue;
+            }
+            if misspelt() {
+                self.misspelt = true;
+            } else {
                 let expects = properties.and_then(|p| p.get(name)).map_or("a value".to_owned(), |s| self.describe(s));
                 let message = format!("{} has no `{name}`", self.name(path));
                 let mut d =
@@ -438,45 +452,8 @@ fn tag(branches: &[&Json]) -> Option<(String, Vec<(usize, Json)>)> {
     })
 }
 
-fn type_is(schema: &Json, name: &str) -> bool {
-    match schema.get("type") {
-        Some(Json::String(one)) => one == name,
-        Some(Json::Array(many)) => many.iter().any(|t| t == name),
-        _ => name == "object" && schema.get("properties").is_some(),
-    }
-}
-
-/// The values of an `enum` or `const`.
-fn constants(schema: &Map<String, Json>) -> Option<Vec<&Json>> {
-    if let Some(one) = schema.get("const") {
-        return Some(vec![one]);
-    }
-    schema.get("enum")?.as_array().map(|options| options.iter().filter(|o| !o.is_null()).collect())
-}
-
-fn list<'s>(schema: &'s Map<String, Json>, word: &str) -> &'s [Json] {
-    schema.get(word).and_then(Json::as_array).map_or(&[], Vec::as_slice)
-}
-
-/// `#/$defs/Name` in the schema document.
-pub(crate) fn lookup<'s>(root: &'s Json, target: &str) -> Option<&'s Json> {
-    if target == "#" { Some(root) } else { root.pointer(target.strip_prefix('#')?) }
-}
-
-fn plain(value: &Json) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
 fn toml_scalar(text: &str) -> bool {
     matches!(text, "true" | "false") || text.parse::<f64>().is_ok_and(f64::is_finite)
-}
-
-fn or(kinds: &[String]) -> String {
-    match kinds {
-        [] => "something else".to_owned(),
-        [one] => one.clone(),
-        [head @ .., last] => format!("{} or {last}", head.join(", ")),
-    }
 }
 
 /// Adds the caret, and where the value was defined if a variable supplied it.
@@ -541,56 +518,4 @@ fn limits(schema: &Map<String, Json>) -> Vec<Limit> {
         out.push(Limit { word: "at most", bound: most });
     }
     out
-}
-
-/// What a schema takes, in words: `an integer`, `a list of text`, `` `a` or `b` ``.
-pub(crate) fn describe(root: &Json, schema: &Json) -> String {
-    let Some(object) = schema.as_object() else { return "anything".to_owned() };
-    if let Some(target) = object.get("$ref").and_then(Json::as_str) {
-        return lookup(root, target).map_or_else(|| "anything".to_owned(), |target| describe(root, target));
-    }
-    if let Some(options) = constants(object) {
-        let names: Vec<String> = options.iter().map(|o| plain(o)).collect();
-        return listed(names.iter().map(String::as_str), "or");
-    }
-    for word in ["anyOf", "oneOf"] {
-        if object.contains_key(word) {
-            let open: Vec<&Json> = list(object, word).iter().filter(|b| !type_is(b, "null")).collect();
-            let all: Option<Vec<&Json>> =
-                open.iter().map(|b| b.as_object().and_then(constants)).collect::<Option<Vec<_>>>().map(|o| o.concat());
-            if let Some(options) = all {
-                let names: Vec<String> = options.iter().map(|o| plain(o)).collect();
-                return listed(names.iter().map(String::as_str), "or");
-            }
-            let mut kinds: Vec<String> = Vec::new();
-            for branch in open {
-                let kind = describe(root, branch);
-                if !kinds.contains(&kind) {
-                    kinds.push(kind);
-                }
-            }
-            return or(&kinds);
-        }
-    }
-    let types: Vec<&str> = match object.get("type") {
-        Some(Json::String(one)) => vec![one],
-        Some(Json::Array(many)) => many.iter().filter_map(Json::as_str).collect(),
-        _ => return "anything".to_owned(),
-    };
-    let kinds: Vec<String> = types
-        .into_iter()
-        .filter(|t| *t != "null")
-        .map(|t| match t {
-            "string" => "text".to_owned(),
-            "integer" => "an integer".to_owned(),
-            "number" => "a number".to_owned(),
-            "boolean" => "`true` or `false`".to_owned(),
-            "array" => match object.get("items") {
-                Some(items) if items.is_object() => format!("a list, each {}", describe(root, items)),
-                _ => "a list".to_owned(),
-            },
-            _ => "a table".to_owned(),
-        })
-        .collect();
-    or(&kinds)
 }

@@ -37,15 +37,16 @@ impl Resolver<'_, '_> {
             let params: Vec<(Key, Option<Value>)> = step.params.iter().map(|(k, v)| ((*k).clone(), eval(v))).collect();
             let settings: Vec<(&str, Value)> =
                 step.settings.iter().filter_map(|(k, v)| Some((k.text.as_str(), eval(v)?))).collect();
-            let whole = missing.is_empty();
             for (miss, at) in missing {
                 self.missed(miss, &at, *tainted);
             }
-            let typed = step.op.as_ref().filter(|_| whole).map(|info| {
+            let typed = step.op.as_ref().map(|info| {
+                let absent: Vec<String> =
+                    params.iter().filter(|(_, v)| v.is_none()).map(|(key, _)| key.text.clone()).collect();
                 let table: Table = params.into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
                 let json = Value { span: step.key.span.clone(), via: None, data: Data::Table(table.clone()) }.to_json();
-                Rc::clone(typed.entry(json.to_string()).or_insert_with(|| {
-                    let (typed, found) = params::check(step, info, &table);
+                Rc::clone(typed.entry(format!("{json}{absent:?}")).or_insert_with(|| {
+                    let (typed, found) = params::check(step, info, &table, &absent);
                     found.into_iter().for_each(|d| self.findings.push(d));
                     if let Some(ports) = &typed.ports {
                         self.missing_inputs(step, ports);
@@ -115,7 +116,12 @@ impl Resolver<'_, '_> {
     fn missing_inputs(&mut self, step: &StepDef<'_>, ports: &Ports) {
         for port in &ports.inputs {
             let wanted = matches!(port.arity, Arity::One | Arity::Many);
-            if wanted && !step.inputs.iter().any(|(key, _)| key.text == port.name) {
+            // A misspelt key is reported as such, with this name as help.
+            let near = |key: &Key| {
+                let known = step.op.iter().flat_map(|info| params::known(info, Some(ports)));
+                nearest(&key.text, known) == Some(port.name)
+            };
+            if wanted && !step.inputs.iter().any(|(key, _)| key.text == port.name || near(key)) {
                 let makers = self.makers(step, port);
                 let message = format!("step `{}` has no input `{}`", step.name, port.name);
                 self.report(
@@ -188,7 +194,7 @@ impl Resolver<'_, '_> {
             self.report(at(
                 Diagnostic::new("missing-input", message),
                 &refs.whole,
-                format!("expected at least one {}", kinds(port)),
+                "expected at least one `\"@step\"`".to_owned(),
             ));
         }
         let sound = refs.items.iter().filter_map(|(value, item)| Some((value, item.as_ref().ok()?)));
@@ -201,11 +207,8 @@ impl Resolver<'_, '_> {
 
     fn no_port(&mut self, step: &StepDef<'_>, info: &OpInfo, ports: Option<&Ports>, key: &Key, reference: bool) {
         let params = parameter_names(&info.schema);
-        let mut known: Vec<&str> = params.clone();
-        known.extend(super::RESERVED);
         let inputs: Vec<&str> = ports.iter().flat_map(|p| p.inputs.iter().map(|port| port.name)).collect();
-        known.extend(&inputs);
-        let near = nearest(&key.text, known.iter().copied());
+        let near = nearest(&key.text, params::known(info, ports));
         // Without ports, only what looks like a parameter can be called wrong.
         if ports.is_none() && (reference || near.is_none()) {
             return;

@@ -5,8 +5,9 @@
 
 use serde_json::Value as Json;
 
-use super::check::{Checker, at, lookup, via};
+use super::check::{Checker, at, via};
 use super::define::{OpInfo, StepDef};
+use super::describe::lookup;
 use crate::diagnostic::Diagnostic;
 use crate::graph::Span;
 use crate::op::{Ports, Problem, Resources};
@@ -26,19 +27,23 @@ impl Typed {
     }
 }
 
-/// Checks the parameters of a step.
-pub(super) fn check(step: &StepDef<'_>, info: &OpInfo, table: &Table) -> (Typed, Vec<Diagnostic>) {
+/// Checks the parameters of a step. Those in `absent` are written, but what they say is not known.
+pub(super) fn check(step: &StepDef<'_>, info: &OpInfo, table: &Table, absent: &[String]) -> (Typed, Vec<Diagnostic>) {
     let mut checker = Checker::new(&info.schema, format!("step `{}`", step.name));
-    checker.parameters(&info.schema, table, step.key);
+    // Keys that are surely no inputs, and so misspelt parameters.
+    let strays = step.inputs.iter().filter(|(_, v)| !may_refer(v)).map(|(key, _)| key.text.as_str());
+    checker.parameters(&info.schema, table, step.key, strays.chain(absent.iter().map(String::as_str)).collect());
+    let whole = absent.is_empty() && !checker.misspelt;
     let mut found = checker.into_found();
     let json = json(table);
-    if found.is_empty()
+    if whole
+        && found.is_empty()
         && let Some(error) = info.validator.as_ref().and_then(|v| v.iter_errors(&json).next())
     {
         let path: Vec<String> = error.instance_path().as_str().split('/').skip(1).map(str::to_owned).collect();
         found.push(problem(step, table, &Problem { path, message: error.to_string(), help: None }));
     }
-    if found.is_empty() {
+    if whole && found.is_empty() {
         match info.op.canonical(&json) {
             Ok(params) => {
                 found.extend(info.op.check(&params).iter().map(|p| problem(step, table, p)));
@@ -48,13 +53,18 @@ pub(super) fn check(step: &StepDef<'_>, info: &OpInfo, table: &Table) -> (Typed,
             Err(error) => found.push(refused(step, table, &error)),
         }
     }
-    // Ports are still wanted, to tell inputs from mistakes: try without what is wrong.
+    // Ports are still wanted, to tell inputs from mistakes: try without what is wrong, and with the plainest values
+    // for what must be there.
     let bad: Vec<&Span> = found.iter().filter_map(|d| d.primary.as_ref().map(|(span, _)| span)).collect();
-    let sound: serde_json::Map<String, Json> = table
-        .iter()
-        .filter(|(_, value)| !bad.iter().any(|span| inside(span, &value.span)))
-        .map(|(key, value)| (key.text.clone(), value.to_json()))
-        .collect();
+    let mut sound = match crate::schema::example(&info.schema, &info.schema) {
+        Json::Object(sound) => sound,
+        _ => serde_json::Map::new(),
+    };
+    for (key, value) in table.iter() {
+        if !bad.iter().any(|span| inside(span, &value.span)) {
+            sound.insert(key.text.clone(), value.to_json());
+        }
+    }
     let ports = info.op.canonical(&Json::Object(sound)).ok().map(|params| info.op.ports(&params));
     (Typed { params: None, ports }, found)
 }
@@ -67,6 +77,15 @@ pub(super) fn resources(step: &StepDef<'_>, value: &Value) -> (Option<Resources>
     let found = checker.into_found();
     let resources = if found.is_empty() { serde_json::from_value(value.to_json()).ok() } else { None };
     (resources, found)
+}
+
+/// Whether a key that is no parameter may be meant as an input.
+fn may_refer(value: &Value) -> bool {
+    match &value.data {
+        Data::String(text) => text.contains(['@', '$']),
+        Data::Array(_) => true,
+        _ => false,
+    }
 }
 
 fn json(table: &Table) -> Json {
@@ -124,6 +143,14 @@ fn find<'t>(table: &'t Table, path: &[String]) -> Option<Found<'t>> {
         }
     }
     Some(Found::Value(value))
+}
+
+/// Every name that a key of a step can have.
+pub(super) fn known<'n>(info: &'n OpInfo, ports: Option<&'n Ports>) -> Vec<&'n str> {
+    let mut known = parameter_names(&info.schema);
+    known.extend(super::RESERVED);
+    known.extend(ports.iter().flat_map(|p| p.inputs.iter().map(|port| port.name)));
+    known
 }
 
 /// Names of an op's parameters.

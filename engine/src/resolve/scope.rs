@@ -123,9 +123,13 @@ impl<'w, 'a> Scope<'w, 'a> {
     ) -> Result<T, Miss> {
         if let Some(first) = self.stack.borrow().iter().position(|n| n == name) {
             let mut names: Vec<String> = self.stack.borrow()[first..].to_vec();
-            names.push(name.to_owned());
-            let message = format!("variable `{name}` is defined by itself: {}", names.join(" -> "));
-            return Err(Miss::Bad(Box::new(Diagnostic::new("cycle", message).at(&found.span, "comes back to itself"))));
+            // The same circle is the same finding, wherever it was entered.
+            let least = (0..names.len()).min_by_key(|i| &names[*i]).unwrap_or(0);
+            names.rotate_left(least);
+            names.push(names[0].clone());
+            let message = format!("variable `{}` is defined by itself: {}", names[0], names.join(" -> "));
+            let span = self.world.vars.get(&names[0]).map_or(&found.span, |value| &value.span);
+            return Err(Miss::Bad(Box::new(Diagnostic::new("cycle", message).at(span, "comes back to itself"))));
         }
         self.stack.borrow_mut().push(name.to_owned());
         let result = visit(found);

@@ -66,14 +66,21 @@ pub(super) fn all(grid: &Grid<'_>, rows: &Axis, columns: Option<&Axis>, layout: 
     found
 }
 
+/// Two results that belong together.
+struct Partners<'a> {
+    over: Option<&'a str>,
+    a: &'a Scores,
+    b: &'a Scores,
+}
+
 /// The results of two cells that belong together, and how many found no partner. A result without a label belongs to
 /// every label of the other side: its step is not multiplied by the axis.
-fn partners<'a>(a: &[Placed<'a>], b: &[Placed<'a>]) -> (Vec<(Option<&'a str>, &'a Scores, &'a Scores)>, usize) {
+fn partners<'a>(a: &[Placed<'a>], b: &[Placed<'a>]) -> (Vec<Partners<'a>>, usize) {
     let meet = |x: &Placed<'_>, y: &Placed<'_>| x.over.is_none() || y.over.is_none() || x.over == y.over;
     let mut pairs = Vec::new();
     for x in a {
         for y in b.iter().filter(|y| meet(x, y)) {
-            pairs.push((x.over.or(y.over), x.scores, y.scores));
+            pairs.push(Partners { over: x.over.or(y.over), a: x.scores, b: y.scores });
         }
     }
     let alone = a.iter().filter(|x| b.iter().all(|y| !meet(x, y))).count()
@@ -103,7 +110,7 @@ fn task_differences(a: &Scores, b: &Scores, metric: &str) -> (Vec<f64>, usize) {
 fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -> Comparison {
     let (partners, alone) = partners(a, b);
     let tasks = ["success", "score", "steps"].contains(&metric);
-    let by_task = tasks && partners.iter().all(|(_, a, b)| !a.per_task.is_empty() && !b.per_task.is_empty());
+    let by_task = tasks && partners.iter().all(|p| !p.a.per_task.is_empty() && !p.b.per_task.is_empty());
     let mut comparison = Comparison {
         a: String::new(),
         b: String::new(),
@@ -117,7 +124,7 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
         per_over: Vec::new(),
     };
     let mut differences: Vec<f64> = Vec::new();
-    for (over, a, b) in partners {
+    for Partners { over, a, b } in partners {
         let found = if by_task {
             let (found, unpaired) = task_differences(a, b, metric);
             comparison.unpaired += unpaired;
@@ -154,7 +161,6 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use crate::eval::stats;
     use crate::eval::table::tests::{labelled, layout, results, scores};

@@ -278,7 +278,6 @@ fn per_task(episodes: &[Episode]) -> Vec<TaskScore> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use camino::Utf8PathBuf;
 

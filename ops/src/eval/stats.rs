@@ -127,7 +127,6 @@ pub fn bootstrap(differences: &[f64], resamples: usize, seed: u64) -> Option<[f6
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use proptest::prelude::*;
 

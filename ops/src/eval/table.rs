@@ -396,7 +396,6 @@ fn missing(cell: &Cell, metrics: &[String]) -> Vec<Missing> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use proptest::prelude::*;
 

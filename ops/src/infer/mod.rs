@@ -98,6 +98,7 @@ pub fn complete(
         ids: Vec<u32>,
         logps: Vec<f32>,
     }
+    let _span = tracing::debug_span!("complete", requests = requests.len()).entered();
     let mut done: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
     let mut waiting = requests.into_iter().enumerate();
     let mut active: Vec<Active> = Vec::new();

@@ -1,13 +1,15 @@
 //! `critic`: how often a model says of two actions which is better, each pair asked in both orders.
 
+use std::collections::BTreeMap;
+
 use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::act::{Critics, prompt};
 use super::common;
-use crate::artifact::{self, Pair, SCHEMA_VERSION};
+use crate::artifact::{self, Pair};
+use crate::eval::scores::{SCORES_VERSION, Scores};
 use crate::infer::{Request, complete, prefill};
 use crate::reward::Reward;
 use crate::rng::Rng;
@@ -116,20 +118,30 @@ impl Op for Critic {
         let right = |i: usize| outcomes[i].correct;
         let at = |position: usize| move |o: &crate::reward::Outcome| o.position == Some(position);
         let (first, second) = (at(0), at(1));
-        let metrics = json!({
-            "accuracy": share(&right, &|_| true),
-            "accuracy_first": share(&right, &|i| first(&outcomes[i])),
-            "accuracy_second": share(&right, &|i| second(&outcomes[i])),
-            "consistent": share(&|i| outcomes[i].correct && outcomes[i ^ 1].correct, &|i| i % 2 == 0),
-            "malformed": share(&|i| outcomes[i].malformed, &|_| true),
-        });
-        if let Some(map) = metrics.as_object() {
-            for (name, value) in map {
-                ctx.metric(0, name, value.as_f64().unwrap_or(f64::NAN));
-            }
+        let metrics: BTreeMap<String, Option<f64>> = [
+            ("accuracy", share(&right, &|_| true)),
+            ("accuracy_first", share(&right, &|i| first(&outcomes[i]))),
+            ("accuracy_second", share(&right, &|i| second(&outcomes[i]))),
+            ("consistent", share(&|i| outcomes[i].correct && outcomes[i ^ 1].correct, &|i| i % 2 == 0)),
+            ("malformed", share(&|i| outcomes[i].malformed, &|_| true)),
+            ("questions", outcomes.len() as f64),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), Some(value)))
+        .collect();
+        for (name, value) in &metrics {
+            ctx.metric(0, name, value.unwrap_or_default());
         }
-        let scores = json!({ "v": SCHEMA_VERSION, "questions": outcomes.len(), "metrics": metrics });
-        fs_err::write(ctx.output("scores"), format!("{scores:#}\n"))?;
+        let scores = Scores {
+            v: SCORES_VERSION,
+            decoding: None,
+            episodes: 0,
+            metrics,
+            intervals: BTreeMap::new(),
+            by_kind: BTreeMap::new(),
+            per_task: Vec::new(),
+        };
+        scores.write(ctx.output("scores"))?;
         Ok(())
     }
 }

@@ -62,7 +62,6 @@ impl Op for Eval {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
     use crate::eval::scores::tests::episode;

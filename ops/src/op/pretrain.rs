@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, EnvName};
 use crate::artifact::Past;
 use crate::env::{Env, household};
+use crate::rng::Rng;
 use crate::text::{Dialogue, THINK_CLOSE, THINK_OPEN, Text, critic_question};
 use crate::train::batch::Example;
 use crate::train::optimizer::AdamW;
@@ -126,7 +127,7 @@ impl Player {
     /// Episode `index`; a wander that reached no goal is tried again elsewhere.
     fn play(&self, index: u64) -> Play {
         for attempt in 0..50 {
-            let mut rng = household::Rng::of(&[self.seed, index, attempt]);
+            let mut rng = Rng::at(self.seed, &[index, attempt]);
             let task = &self.tasks[rng.below(self.tasks.len())];
             let mut world = task.play();
             world.reset();
@@ -181,11 +182,11 @@ pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Vec<S
 }
 
 /// One episode as a training sequence.
-fn example(text: &Text, play: &Play, p: &Params, rng: &mut household::Rng) -> Result<Example, OpError> {
+fn example(text: &Text, play: &Play, p: &Params, rng: &mut Rng) -> Result<Example, OpError> {
     let percent = |share: f64| (share * 100.0).round() as u64;
-    let ask = rng.chance(percent(p.choices));
+    let ask = rng.percent(percent(p.choices));
     // half of the questions are about the last steps, which led to the goal: there the answer can be told
-    let early = if rng.chance(50) { 0 } else { play.turns.len().saturating_sub(3) };
+    let early = if rng.percent(50) { 0 } else { play.turns.len().saturating_sub(3) };
     let cut = if ask { rng.between(early, play.turns.len() - 1) } else { play.turns.len() };
     let mut turns: Vec<(String, String)> =
         play.turns[..cut].iter().map(|t| (t.action.clone(), t.observation.clone())).collect();
@@ -194,19 +195,19 @@ fn example(text: &Text, play: &Play, p: &Params, rng: &mut household::Rng) -> Re
         None => Vec::new(),
     };
     let mut start = play.start.clone();
-    let question = play.turns.get(cut).filter(|_| !others.is_empty()).map(|turn| {
+    let question = play.turns.get(cut).filter(|_| !others.is_empty());
+    if let Some(turn) = question {
         let other = others[rng.below(others.len())].clone();
         let mut shown = [turn.action.clone(), other];
-        if rng.chance(50) {
+        if rng.percent(50) {
             shown.swap(0, 1);
         }
         let seen = turns.last_mut().map_or(&mut start, |t| &mut t.1);
         *seen = critic_question(seen, &shown);
-        turn
-    });
+    }
     let mut dialogue = Dialogue::at(text, &Past { start, turns }, true)?;
     if let Some(turn) = question {
-        let reasoning = if rng.chance(percent(p.deductions)) {
+        let reasoning = if rng.percent(percent(p.deductions)) {
             format!("{THINK_OPEN}{}{THINK_CLOSE}", turn.deduction)
         } else {
             String::new()
@@ -264,8 +265,7 @@ impl Op for Pretrain {
                 .into_par_iter()
                 .map(|i| {
                     let index = step * p.batch as u64 + i;
-                    let mut example =
-                        example(&text, &player.play(index), p, &mut household::Rng::of(&[seed, index, u64::MAX]))?;
+                    let mut example = example(&text, &player.play(index), p, &mut Rng::at(seed, &[index, u64::MAX]))?;
                     example.ids.truncate(limit);
                     example.learn.truncate(limit);
                     Ok(example)

@@ -24,7 +24,7 @@ pub struct ReportParams {
     pub title: String,
     /// A line below the title.
     #[serde(default)]
-    pub about: String,
+    pub subtitle: String,
 }
 
 fn title() -> String {
@@ -56,7 +56,7 @@ impl Op for Report {
     fn run(&self, params: &ReportParams, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let mut contents = Contents {
             title: params.title.clone(),
-            about: params.about.clone(),
+            about: params.subtitle.clone(),
             lineage: ctx.lineage().to_vec(),
             ..Contents::default()
         };
@@ -122,7 +122,6 @@ fn holds(text: &str) -> Option<Holds> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use actloom_engine::op::LineageNode;
     use serde_json::json;
@@ -179,7 +178,7 @@ mod tests {
     }
 
     fn params() -> ReportParams {
-        ReportParams { title: EVIL.to_owned(), about: EVIL.to_owned() }
+        ReportParams { title: EVIL.to_owned(), subtitle: EVIL.to_owned() }
     }
 
     fn page(bench: &Bench, inputs: Vec<InputArtifact>) -> String {

@@ -102,6 +102,7 @@ impl Op for Rollout {
         let mut episodes = Vec::with_capacity(tasks.len());
         let mut crowded = 0;
         for (chunk, tasks) in tasks.chunks(GAMES).enumerate() {
+            let _span = tracing::debug_span!("games", chunk).entered();
             // 1. start the games
             let mut games = Vec::with_capacity(tasks.len());
             for task in tasks {

@@ -125,7 +125,6 @@ impl Op for Tabulate {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use std::collections::BTreeMap;
 

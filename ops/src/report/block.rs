@@ -347,7 +347,6 @@ fn differences(table: &Table, metric: &str, comparisons: &[&Comparison]) -> Bloc
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
     use crate::eval::scores::Decoded;

@@ -35,14 +35,24 @@ pub struct Line {
 /// One chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chart {
+    /// The step it is of; said where the picture stands alone.
+    pub step: String,
     pub title: String,
     /// What the vertical axis counts.
     pub unit: String,
     pub lines: Vec<Line>,
 }
 
-/// Means of equal runs of records, at most `most` of them, and how many records a point stands for.
-fn thin(points: &[(u64, Option<f64>)], most: usize) -> (Vec<(f64, Option<f64>)>, usize) {
+/// A line as it is drawn.
+#[derive(Debug, PartialEq)]
+struct Thinned {
+    points: Vec<(f64, Option<f64>)>,
+    /// How many records a point stands for, at most.
+    each: usize,
+}
+
+/// Means of equal runs of records, at most `most` of them.
+fn thin(points: &[(u64, Option<f64>)], most: usize) -> Thinned {
     let each = points.len().div_ceil(most).max(1);
     let mean = |chunk: &[(u64, Option<f64>)]| {
         let step = chunk.iter().map(|p| p.0 as f64).sum::<f64>() / chunk.len() as f64;
@@ -50,7 +60,7 @@ fn thin(points: &[(u64, Option<f64>)], most: usize) -> (Vec<(f64, Option<f64>)>,
         let value = (!there.is_empty()).then(|| there.iter().sum::<f64>() / there.len() as f64);
         (step, value)
     };
-    (points.chunks(each).map(mean).collect(), each)
+    Thinned { points: points.chunks(each).map(mean).collect(), each }
 }
 
 /// Colour and dash, as classes the page defines.
@@ -62,14 +72,14 @@ impl Chart {
     /// The chart as a `figure`.
     pub fn html(&self) -> String {
         let thinned: Vec<_> = self.lines.iter().map(|line| thin(&line.points, MOST)).collect();
-        let each = thinned.iter().map(|(_, each)| *each).max().unwrap_or(1);
-        let values = || thinned.iter().flat_map(|(points, _)| points).filter_map(|p| Some((p.0, p.1?)));
+        let each = thinned.iter().map(|t| t.each).max().unwrap_or(1);
+        let values = || thinned.iter().flat_map(|t| &t.points).filter_map(|p| Some((p.0, p.1?)));
         let mut out = format!("<figure class=\"chart\"><figcaption>{}", Text(&self.title));
         if !self.unit.is_empty() {
             let _ = write!(out, " <span class=\"unit\">{}</span>", Text(&self.unit));
         }
         out.push_str("</figcaption>\n");
-        let (Some(x), Some(y)) = (Scale::around(values().map(|p| p.0), 5), Scale::around(values().map(|p| p.1), 4))
+        let (Some(x), Some(y)) = (Scale::within(values().map(|p| p.0), 5), Scale::around(values().map(|p| p.1), 4))
         else {
             out.push_str("<p class=\"quiet\">No value was recorded.</p></figure>\n");
             return out;
@@ -83,7 +93,7 @@ impl Chart {
         out
     }
 
-    fn plot(&self, out: &mut String, x: &Scale, y: &Scale, lines: &[(Vec<(f64, Option<f64>)>, usize)]) {
+    fn plot(&self, out: &mut String, x: &Scale, y: &Scale, lines: &[Thinned]) {
         let right = |v: f64| LEFT + x.at(v) * (W - LEFT - RIGHT);
         let down = |v: f64| H - BOTTOM - y.at(v) * (H - TOP - BOTTOM);
         // The script of the page reads the ends of both axes from here.
@@ -128,7 +138,7 @@ impl Chart {
             (LEFT + W - RIGHT) / 2.0,
             H - 5.0
         );
-        for (line, (points, _)) in self.lines.iter().zip(lines) {
+        for (line, Thinned { points, .. }) in self.lines.iter().zip(lines) {
             let _ = write!(out, "<g class=\"line {}\" data-name=\"{}\">", style(line), Text(&line.name));
             for run in points.split(|p| p.1.is_none()).filter(|run| !run.is_empty()) {
                 let places: Vec<String> =
@@ -150,7 +160,7 @@ impl Chart {
 
     /// The chart in words.
     fn said(&self) -> String {
-        let mut said = format!("Line chart of {}", self.title);
+        let mut said = format!("Line chart of {}: {}", self.step, self.title);
         for line in &self.lines {
             let there = || line.points.iter().filter_map(|p| Some((p.0, p.1?)));
             if let (Some(first), Some(last)) = (there().next(), there().next_back()) {
@@ -188,7 +198,6 @@ impl Chart {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use proptest::prelude::*;
 
@@ -196,7 +205,7 @@ mod tests {
 
     fn chart(points: Vec<(u64, Option<f64>)>) -> String {
         let line = Line { name: "seed=0".to_owned(), points, variant: 0, metric: 0 };
-        Chart { title: "act: loss".to_owned(), unit: "nats".to_owned(), lines: vec![line] }.html()
+        Chart { step: "act".to_owned(), title: "loss".to_owned(), unit: "nats".to_owned(), lines: vec![line] }.html()
     }
 
     #[test]
@@ -223,8 +232,8 @@ mod tests {
     fn a_long_line_is_thinned_to_means_and_says_how() {
         let html = chart((0..1000).map(|i| (i, Some((i % 2) as f64))).collect());
         assert!(html.contains("Each point is the mean of up to 6 records."));
-        let (points, each) = thin(&[(0, Some(1.0)), (2, Some(3.0)), (4, None)], 2);
-        assert_eq!((points, each), (vec![(1.0, Some(2.0)), (4.0, None)], 2));
+        let thinned = thin(&[(0, Some(1.0)), (2, Some(3.0)), (4, None)], 2);
+        assert_eq!(thinned, Thinned { points: vec![(1.0, Some(2.0)), (4.0, None)], each: 2 });
     }
 
     proptest! {
@@ -233,7 +242,7 @@ mod tests {
             values in proptest::collection::vec(-10.0f64..10.0, 1..900), most in 1usize..200,
         ) {
             let points: Vec<_> = values.iter().enumerate().map(|(i, v)| (i as u64, Some(*v))).collect();
-            let (thinned, each) = thin(&points, most);
+            let Thinned { points: thinned, each } = thin(&points, most);
             prop_assert!(thinned.len() <= most);
             let sum: f64 = thinned
                 .iter()

@@ -17,13 +17,20 @@ struct Record {
     value: Option<f64>,
 }
 
-/// The metrics of one variant of one step, each by ascending step.
+/// One metric over steps, ascending; `None` where the number was not finite or not defined.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series {
+    pub name: String,
+    pub points: Vec<(u64, Option<f64>)>,
+}
+
+/// The metrics of one variant of one step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
     pub step: String,
     pub labels: BTreeMap<String, String>,
     /// In order of first appearance.
-    pub series: Vec<(String, Vec<(u64, Option<f64>)>)>,
+    pub series: Vec<Series>,
 }
 
 /// Families, in the order a page shows them: title and members.
@@ -55,21 +62,21 @@ impl Metrics {
         for (index, line) in text.lines().enumerate() {
             let record: Record = serde_json::from_str(line)
                 .map_err(|e| OpError::failed(format!("cannot read line {} of `{path}`: {e}", index + 1)))?;
-            let at = match metrics.series.iter().position(|(name, _)| *name == record.name) {
+            let at = match metrics.series.iter().position(|series| series.name == record.name) {
                 Some(at) => at,
                 None => {
-                    metrics.series.push((record.name, Vec::new()));
+                    metrics.series.push(Series { name: record.name, points: Vec::new() });
                     metrics.series.len() - 1
                 }
             };
-            metrics.series[at].1.push((record.step, record.value));
+            metrics.series[at].points.push((record.step, record.value));
         }
-        metrics.series.iter_mut().for_each(|(_, points)| points.sort_by_key(|p| p.0));
+        metrics.series.iter_mut().for_each(|series| series.points.sort_by_key(|p| p.0));
         Ok(metrics)
     }
 
     fn series(&self, name: &str) -> Option<&[(u64, Option<f64>)]> {
-        self.series.iter().find(|(n, _)| n == name).map(|(_, points)| points.as_slice())
+        self.series.iter().find(|series| series.name == name).map(|series| series.points.as_slice())
     }
 }
 
@@ -92,7 +99,7 @@ pub fn charts(metrics: &[Metrics]) -> Vec<(String, Vec<Chart>)> {
 /// The families that these variants have, known ones first; a metric of no family is one by itself.
 fn families(variants: &[&Metrics]) -> Vec<(String, Vec<String>)> {
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in variants.iter().flat_map(|m| &m.series) {
+    for Series { name, .. } in variants.iter().flat_map(|m| &m.series) {
         if !names.contains(&name.as_str()) {
             names.push(name);
         }
@@ -109,10 +116,11 @@ fn families(variants: &[&Metrics]) -> Vec<(String, Vec<String>)> {
     families
 }
 
-fn unit(name: &str) -> &'static str {
+/// What a family's axis counts. The loss of a step that has rewards is a surrogate without a unit.
+fn unit(name: &str, rewarded: bool) -> &'static str {
     match name {
+        "loss" if rewarded => "",
         "accuracy" | "clip_low" | "clip_high" | "zero_variance" | "truncated" => "share",
-        "reward_correct" => "",
         name => number::unit(name),
     }
 }
@@ -125,8 +133,9 @@ fn chart(step: &str, title: &str, names: &[String], variants: &[&Metrics]) -> Ch
             lines.push(Line { name: line_name(metrics, name, names.len()), points: points.to_vec(), variant, metric });
         }
     }
-    let unit = names.first().map_or("", |name| unit(name));
-    Chart { title: format!("{step}: {title}"), unit: unit.to_owned(), lines }
+    let rewarded = variants.iter().any(|metrics| metrics.series("reward").is_some());
+    let unit = names.first().map_or("", |name| unit(name, rewarded));
+    Chart { step: step.to_owned(), title: title.to_owned(), unit: unit.to_owned(), lines }
 }
 
 fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
@@ -140,7 +149,6 @@ fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 
@@ -158,10 +166,17 @@ mod tests {
         let charts = charts(&[metrics("act", "0", TEXT), metrics("sft", "0", ""), metrics("act", "1", TEXT)]);
         assert_eq!(charts.len(), 1, "a step without metrics has no charts");
         let titles: Vec<&str> = charts[0].1.iter().map(|c| c.title.as_str()).collect();
-        assert_eq!(titles, ["act: loss", "act: clipped tokens", "act: odd"]);
+        assert_eq!(titles, ["loss", "clipped tokens", "odd"]);
         let names: Vec<&str> = charts[0].1[1].lines.iter().map(|l| l.name.as_str()).collect();
         assert_eq!(names, ["clip_low, seed=0", "clip_high, seed=0", "clip_low, seed=1", "clip_high, seed=1"]);
         assert_eq!(charts[0].1[0].lines[0].points, [(1, None), (2, Some(1.0))]);
+    }
+
+    #[test]
+    fn a_loss_is_in_nats_unless_the_step_has_rewards() {
+        let rewards = "{\"step\":1,\"name\":\"reward\",\"value\":0.5}\n";
+        assert_eq!(charts(&[metrics("sft", "0", TEXT)])[0].1[0].unit, "nats");
+        assert_eq!(charts(&[metrics("act", "0", &format!("{TEXT}{rewards}"))])[0].1[0].unit, "");
     }
 
     #[test]

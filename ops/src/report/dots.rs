@@ -108,7 +108,6 @@ fn dot(out: &mut String, stat: &Stat, spread: Spread, column: usize, y: f64, at:
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
     use crate::eval::table::tests::{layout, results};

@@ -1,6 +1,6 @@
 //! The recipe's graph as inline SVG: one box a step, with its op and how many variants there are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use actloom_engine::op::LineageNode;
@@ -37,8 +37,11 @@ pub fn svg(lineage: &[LineageNode]) -> String {
         "<defs><marker id=\"arrow\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" \
          orient=\"auto\"><path class=\"head\" d=\"M0 0.5 L8 4 L0 7.5 z\"/></marker></defs>\n",
     );
-    for route in &drawing.routes {
-        let _ = writeln!(out, "<path class=\"edge\" d=\"{}\" marker-end=\"url(#arrow)\"/>", path(&drawing, route));
+    // Edges of one source share their trunk: every piece is drawn once.
+    let pieces: BTreeSet<(usize, usize)> =
+        drawing.routes.iter().flat_map(|route| route.windows(2).map(|step| (step[0], step[1]))).collect();
+    for (from, to) in pieces {
+        let _ = writeln!(out, "{}", piece(&drawing, from, to));
     }
     for (node, place) in lineage.iter().zip(&drawing.places) {
         node_box(&mut out, node, place.x - place.width / 2.0 + MARGIN, top(place.layer), place.width);
@@ -88,24 +91,18 @@ fn node_box(out: &mut String, node: &LineageNode, x: f64, y: f64, width: f64) {
     );
 }
 
-/// A curve between layers, straight through the rows it passes.
-fn path(drawing: &Drawing, route: &[usize]) -> String {
-    let mut d = String::new();
-    for (at, step) in route.windows(2).enumerate() {
-        let (from, to) = (&drawing.places[step[0]], &drawing.places[step[1]]);
-        let (x0, x1) = (from.x + MARGIN, to.x + MARGIN);
-        let (y0, y1) = (top(from.layer) + BOX, top(to.layer));
-        if at == 0 {
-            let _ = write!(d, "M{x0:.1} {y0:.1}");
-        } else {
-            let _ = write!(d, " L{x0:.1} {y0:.1}");
-        }
-        let middle = (y0 + y1) / 2.0;
-        // The last piece ends a little above the box, where the arrow's point is.
-        let end = if at + 2 == route.len() { y1 - 1.0 } else { y1 };
-        let _ = write!(d, " C{x0:.1} {middle:.1} {x1:.1} {middle:.1} {x1:.1} {end:.1}");
-    }
-    d
+/// One piece of an edge: a curve to the next layer, and where that is a waypoint on through its row.
+fn piece(drawing: &Drawing, from: usize, to: usize) -> String {
+    let (from, to) = (&drawing.places[from], &drawing.places[to]);
+    let (x0, x1) = (from.x + MARGIN, to.x + MARGIN);
+    let (y0, y1) = (top(from.layer) + BOX, top(to.layer));
+    let middle = (y0 + y1) / 2.0;
+    // An arrow's point would cover the box's line.
+    let (end, on) = if to.node.is_some() { (y1 - 1.0, String::new()) } else { (y1, format!(" V{:.1}", y1 + BOX)) };
+    let arrow = if to.node.is_some() { " marker-end=\"url(#arrow)\"" } else { "" };
+    format!(
+        "<path class=\"edge\" d=\"M{x0:.1} {y0:.1} C{x0:.1} {middle:.1} {x1:.1} {middle:.1} {x1:.1} {end:.1}{on}\"{arrow}/>"
+    )
 }
 
 #[cfg(test)]
@@ -126,7 +123,9 @@ mod tests {
         let lineage =
             [node("base", "model", 1, &[]), node("act", "act", 3, &["base"]), node("a<b", "sft", 6, &["act", "base"])];
         let svg = svg(&lineage);
-        assert_eq!(svg.matches("class=\"edge\"").count(), 3);
+        // base -> act, base -> waypoint -> a<b, act -> a<b: three arrows in four pieces.
+        assert_eq!(svg.matches("class=\"edge\"").count(), 4);
+        assert_eq!(svg.matches("marker-end").count(), 3);
         assert_eq!(svg.matches("class=\"name\"").count(), 3);
         assert!(svg.contains("aria-label=\"Graph of the recipe: 3 steps and 3 edges\""));
         assert!(svg.contains("sft × 6") && svg.contains(">a&lt;b<") && !svg.contains("a<b"));

@@ -82,16 +82,19 @@ fn table_html(name: &str, table: &Table, contents: &Contents) -> String {
         let _ = writeln!(out, "<h3>{}</h3>", Text(name));
     }
     let Blocks { caption, blocks } = blocks(table);
-    for block in &blocks {
+    let _ = writeln!(out, "<p class=\"quiet\">{}</p>", Text(&caption.join(" ")));
+    // The first blocks are the table's own, one a metric (or one for all): each stands beside its picture.
+    let own = if table.columns.is_some() { table.metrics.len() } else { 1 };
+    for (at, block) in blocks.iter().enumerate() {
+        let drawn = match at {
+            at if at >= own || table.cells.len() < 2 => String::new(),
+            _ if table.columns.is_none() => table.metrics.iter().map(|metric| dots::html(table, metric)).collect(),
+            at => dots::html(table, &table.metrics[at]),
+        };
+        out.push_str("<div class=\"beside\">\n<div>\n");
         block_html(&mut out, block);
-    }
-    for sentence in &caption {
-        let _ = writeln!(out, "<p class=\"quiet\">{}</p>", Text(sentence));
-    }
-    if table.cells.len() > 1 {
-        out.push_str("<div class=\"charts\">\n");
-        out.extend(table.metrics.iter().map(|metric| dots::html(table, metric)));
-        out.push_str("</div>\n");
+        let _ =
+            write!(out, "</div>\n{}</div>\n", if drawn.is_empty() { drawn } else { format!("<div>{drawn}</div>\n") });
     }
     out
 }
@@ -164,8 +167,12 @@ fn graph_html(lineage: &[LineageNode]) -> String {
 }
 
 fn curves_html(metrics: &[Metrics]) -> String {
-    let mut out = String::new();
-    for (step, charts) in curves::charts(metrics) {
+    let charts = curves::charts(metrics);
+    if charts.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("<p class=\"quiet\">Bold numbers are last values.</p>\n");
+    for (step, charts) in charts {
         let _ = writeln!(out, "<h3>{}</h3>\n<div class=\"charts\">", Text(&step));
         charts.iter().for_each(|chart| out.push_str(&chart.html()));
         out.push_str("</div>\n");

@@ -38,6 +38,21 @@ impl Scale {
         Some(Scale { low: first as f64 * step, high: last as f64 * step, ticks, step })
     }
 
+    /// The same with the values' own ends, for an axis that should not promise more than there is.
+    pub fn within(values: impl Iterator<Item = f64> + Clone, target: usize) -> Option<Scale> {
+        let mut scale = Scale::around(values.clone(), target)?;
+        let inside = |v: f64| (scale.low..=scale.high).contains(&v);
+        let (low, high) =
+            values.filter(|v| inside(*v)).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+        if low < high {
+            // Zero stays where it was taken in.
+            scale.low = if scale.low == 0.0 { 0.0 } else { low };
+            scale.high = high;
+            scale.ticks.retain(|t| (scale.low..=scale.high * (1.0 + 1e-12)).contains(t));
+        }
+        Some(scale)
+    }
+
     /// Where a value lies between the ends, 0 to 1.
     pub fn at(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
@@ -62,7 +77,6 @@ fn round(raw: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use proptest::prelude::*;
 
@@ -80,6 +94,15 @@ mod tests {
         assert_eq!(labels(&[2.1, 3.4]), ["2", "2.5", "3", "3.5"]);
         assert_eq!(labels(&[1e-5, 3e-4]), ["0", "0.0001", "0.0002", "0.0003"]);
         assert_eq!(labels(&[-1.0, 1.0]), ["-1", "-0.5", "0", "0.5", "1"]);
+    }
+
+    #[test]
+    fn an_axis_can_end_with_its_values() {
+        let scale = Scale::within([3.0, 2196.0].into_iter(), 5).unwrap();
+        assert_eq!((scale.low, scale.high, scale.ticks.last().copied()), (0.0, 2196.0, Some(2000.0)));
+        assert_eq!(scale.at(2196.0), 1.0);
+        let alone = Scale::within([4.0].into_iter(), 5).unwrap();
+        assert!(alone.low < 4.0 && 4.0 < alone.high);
     }
 
     #[test]

@@ -292,7 +292,6 @@ fn tex(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
     use crate::eval::table::Spread;

@@ -21,6 +21,7 @@ use super::optimizer::{AdamW, Optimizer};
 use super::schedule::Schedule;
 use crate::infer::{Completion, Request, complete, prefill};
 use crate::model::{Qwen3, failed};
+use crate::nn::cpu::simd::exp;
 use crate::reward::Outcome;
 use crate::rng::Rng;
 
@@ -36,7 +37,7 @@ pub enum Aggregation {
 }
 
 /// Settings of the objective and the sampling.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Responses sampled for each prompt.
     pub group: usize,
@@ -101,12 +102,12 @@ pub fn token_gradient(
     advantage: f32,
     settings: &Settings,
 ) -> (f32, bool, bool) {
-    let ratio = (logp - old).exp();
+    let ratio = exp(logp - old);
     let low = advantage < 0.0 && ratio < 1.0 - settings.clip_low;
     let high = advantage > 0.0 && ratio > 1.0 + settings.clip_high;
     let mut gradient = if low || high { 0.0 } else { -ratio * advantage };
     if let Some(reference) = reference {
-        gradient += settings.kl * (1.0 - (reference - logp).exp());
+        gradient += settings.kl * (1.0 - exp(reference - logp));
     }
     (gradient, low, high)
 }
@@ -199,12 +200,14 @@ pub fn run(
     let (mut sampled, mut trained) = (0u64, 0u64);
     for step in position.step..steps {
         let at = step + 1;
+        let _span = tracing::debug_span!("batch", step).entered();
         // 1. which questions: a fresh order each epoch
         let (epoch, batch) = (step / batches, (step % batches) as usize);
         let mut order: Vec<usize> = (0..questions.len()).collect();
         Rng::at(settings.seed, &[0, epoch]).shuffle(&mut order);
         let chosen = &order[batch * settings.batch..questions.len().min((batch + 1) * settings.batch)];
         // 2. sample G responses each, the prompt computed once
+        let sampling = tracing::debug_span!("sample").entered();
         let mut requests = Vec::with_capacity(chosen.len() * settings.group);
         for (place, question) in chosen.iter().enumerate() {
             let (sequence, feed) = prefill(model, questions.prompt(*question))?;
@@ -220,6 +223,7 @@ pub fn run(
             }
         }
         let mut completions = complete(model, &text.eos, requests, &|| false)?.into_iter();
+        drop(sampling);
         // 3. judge, and compare within the group
         let mut groups = Vec::with_capacity(chosen.len());
         let mut outcomes = Vec::new();
@@ -245,6 +249,7 @@ pub fn run(
         let (mut norm, mut steps_taken) = (0.0, 0);
         let share = groups.len().div_ceil(settings.updates);
         for part in groups.chunks(share) {
+            let _span = tracing::debug_span!("update").entered();
             let part: Vec<&Group> = part.iter().collect();
             let lr = settings.lr * settings.schedule.factor(updates, total_updates, settings.warmup);
             updates += 1;

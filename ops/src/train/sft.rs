@@ -46,8 +46,9 @@ pub fn run(
     };
     let mut tokens = 0u64;
     for step in position.step..plan.steps {
+        let _span = tracing::debug_span!("update", step).entered();
         // 1. the examples of this update
-        let examples = batch(step)?;
+        let examples = tracing::debug_span!("examples").in_scope(|| batch(step))?;
         let examples: Vec<&Example> = examples.iter().collect();
         let targets: usize = examples.iter().map(|e| e.targets()).sum();
         if targets == 0 {
@@ -64,7 +65,7 @@ pub fn run(
         }
         // 3. clip and step
         let lr = plan.lr * plan.schedule.factor(step, plan.steps, plan.warmup);
-        let norm = optimizer.step(model, lr)?;
+        let norm = tracing::debug_span!("optimizer").in_scope(|| optimizer.step(model, lr))?;
         // 4. report
         let n = targets as f64;
         let at = step + 1;

@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use super::goal::{Goal, TaskKind, Treatment};
 use super::lexicon::{self, ObjectClass, Place, RECEPTACLES, ROOMS, Room};
-use super::rng::Rng;
 use super::world::{Abilities, Object, Receptacle, State, World, only};
 use super::{HouseholdTask, Novelty, RoomKind, Settings, Size, Split};
 use crate::artifact::Task;
+use crate::rng::Rng;
 
 /// Draws before a problem is given up; the tables make one in a few succeed.
 const ATTEMPTS: u64 = 20_000;
@@ -87,7 +87,7 @@ impl Layout {
         classes.sort_unstable();
         let mut location = 0;
         let receptacles = classes.into_iter().enumerate().map(|(index, class)| {
-            if index > 0 && !rng.chance(measure.shared) {
+            if index > 0 && !rng.percent(measure.shared) {
                 location += 1;
             }
             (class, location)
@@ -103,7 +103,7 @@ impl Layout {
     fn pool(room: &Room, settings: &Settings, unseen: bool) -> Vec<Layout> {
         let wanted = if unseen { settings.unseen_layouts } else { settings.layouts };
         let words = [settings.rooms, room.kind as u64, u64::from(unseen), settings.size as u64];
-        let mut rng = Rng::of(&words);
+        let mut rng = Rng::at(0, &words);
         let mut pool: Vec<Layout> = Vec::new();
         for _ in 0..wanted.max(1) {
             let mut layout = Layout::draw(room, settings.size, unseen, &mut rng);
@@ -147,10 +147,10 @@ pub(super) fn task(settings: &Settings, rooms: &Rooms, split: Split, index: usiz
     let kinds = settings.kinds();
     let words = [settings.rooms, settings.size as u64, seed, split as u64];
     let mut block: Vec<TaskKind> = kinds.clone();
-    Rng::of(&[&words[..], &[1, (index / kinds.len()) as u64]].concat()).shuffle(&mut block);
+    Rng::at(0, &[&words[..], &[1, (index / kinds.len()) as u64]].concat()).shuffle(&mut block);
     let kind = block[index % kinds.len()];
     for attempt in 0..ATTEMPTS {
-        let mut rng = Rng::of(&[&words[..], &[2, index as u64, attempt]].concat());
+        let mut rng = Rng::at(0, &[&words[..], &[2, index as u64, attempt]].concat());
         let Some(draft) = Draft::draw(settings, rooms, split, kind, &mut rng) else { continue };
         let novelty = draft.novelty();
         let fits = match split {
@@ -217,7 +217,7 @@ impl<'a> Draft<'a> {
         if kind == TaskKind::PickTwoObjAndPlace {
             classes.push(class);
         }
-        if kind == TaskKind::LookAtObjInLight || (lamp.is_some() && rng.chance(50)) {
+        if kind == TaskKind::LookAtObjInLight || (lamp.is_some() && rng.percent(50)) {
             classes.extend(lamp);
         }
         let wanted = rng.between(measure.objects.0, measure.objects.1);
@@ -277,7 +277,7 @@ impl<'a> Draft<'a> {
             word(class.name);
             word(&r.to_string());
         }
-        Rng::of(&words).bits()
+        Rng::at(0, &words).next_u64()
     }
 
     fn build(&self) -> (World, State) {

@@ -6,7 +6,7 @@
 //!
 //! 1. `world`: entities, state, rules. `text`: replies. `goal`: six kinds of task.
 //! 2. `pddl`: original problems.
-//! 3. `lexicon`, `generate`, `rng`: rooms and tasks.
+//! 3. `lexicon`, `generate`: rooms and tasks.
 //! 4. `memory`, `search`, `plan`: what was seen, and two experts.
 //! 5. `play`: deductions, random play and goals in hindsight.
 
@@ -17,7 +17,6 @@ mod memory;
 mod pddl;
 mod plan;
 mod play;
-mod rng;
 mod search;
 mod text;
 mod world;
@@ -32,7 +31,6 @@ use crate::artifact::Task;
 pub use goal::{Goal, TaskKind};
 use memory::Memory;
 pub use pddl::ProblemError;
-pub use rng::Rng;
 use world::{State, World};
 
 /// Which world to make.

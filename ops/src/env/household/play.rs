@@ -4,10 +4,10 @@
 
 use super::goal::{Treatment, achieved};
 use super::lexicon;
-use super::rng::Rng;
 use super::search::{self, Purpose};
 use super::world::{Action, has, members, only};
 use super::{Goal, Household};
+use crate::rng::Rng;
 
 impl Household {
     /// One short line that leads from what was seen to what is next: `mug 1 is at countertop 1. next: take it.`

@@ -401,8 +401,9 @@ impl World {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Env, Rng, Settings, Size, Split, tasks};
+    use super::super::{Env, Settings, Size, Split, tasks};
     use super::*;
+    use crate::rng::Rng;
 
     /// Every action that has a name in this world.
     fn conceivable(world: &World) -> Vec<Action> {
@@ -429,7 +430,7 @@ mod tests {
         {
             let world = &task.world;
             let mut play = task.play();
-            let mut rng = Rng::of(&[index as u64]);
+            let mut rng = Rng::at(0, &[index as u64]);
             for _ in 0..60 {
                 let mut listed = world.actions(&play.state);
                 let mut allowed = conceivable(world);
