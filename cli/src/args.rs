@@ -152,7 +152,7 @@ pub struct Plan {
     /// Plan as if these were forced
     #[arg(long, value_name = "STEP")]
     pub force: Vec<String>,
-    /// List reused steps too
+    /// List every variant, and what is reused too
     #[arg(long)]
     pub all: bool,
 }

@@ -1,8 +1,10 @@
 //! Logs on stderr and traces in a file.
 //!
-//! Invariant: without `--log` only warnings are shown, and without `--trace` nothing is recorded.
+//! Invariants: without `--log` only warnings are shown, and without `--trace` nothing is recorded; a trace holds this
+//! program's own spans, since some libraries open one for every word they look at.
 
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -28,7 +30,7 @@ pub fn start(global: &Global) -> Result<Option<FlushGuard>, Failure> {
         Some(path) => {
             let file = fs_err::File::create(path)?;
             let (layer, guard) = ChromeLayerBuilder::new().writer(file).include_args(true).build();
-            (Some(layer), Some(guard))
+            (Some(layer.with_filter(filter_fn(|of| of.target().starts_with("actloom")))), Some(guard))
         }
     };
     tracing_subscriber::registry().with(chrome).with(lines).init();

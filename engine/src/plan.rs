@@ -56,6 +56,8 @@ pub struct Planned {
     pub node: NodeIndex,
     /// `il[seed=0]`.
     pub name: String,
+    /// `il`.
+    pub step: String,
     pub op: &'static str,
     #[serde(flatten)]
     pub verdict: Verdict,
@@ -164,7 +166,9 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
             }
             Verdict::Pending { because, reasons }
         };
-        planned[index] = Some(Planned { node, name, op: graph.nodes[node].op.name(), verdict, forced: is_forced });
+        let step = graph.nodes[node].step.clone();
+        let op = graph.nodes[node].op.name();
+        planned[index] = Some(Planned { node, name, step, op, verdict, forced: is_forced });
     }
     let steps: Vec<Planned> = planned.into_iter().flatten().collect();
     let count = |is: fn(&Verdict) -> bool| steps.iter().filter(|step| is(&step.verdict)).count();

@@ -317,9 +317,9 @@ fn a_plan_prints_as_json() {
             "recipe": "test", "device": "auto",
             "counts": {"steps": 2, "reuse": 0, "run": 1, "pending": 1},
             "steps": [
-                {"name": "a", "op": "concat", "verdict": "run", "key": null,
+                {"name": "a", "step": "a", "op": "concat", "verdict": "run", "key": null,
                  "reasons": [{"reason": "seed_changed", "old": 0, "new": 1}], "forced": false},
-                {"name": "b", "op": "concat", "verdict": "pending", "because": ["a"],
+                {"name": "b", "step": "b", "op": "concat", "verdict": "pending", "because": ["a"],
                  "reasons": [{"reason": "never_ran"}], "forced": false},
             ],
         })

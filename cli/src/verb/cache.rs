@@ -32,7 +32,10 @@ fn ls(store: &Store, global: &Global) -> Result<Exit, Failure> {
             let op = action.manifest["op"].as_str().unwrap_or("").to_owned();
             vec![action.key.short(), of("recipe"), of("node"), op, text::bytes(bytes), of("finished")]
         });
-        text::columns(&["key", "recipe", "step", "op", "size", "finished"], rows)
+        match actions.is_empty() {
+            true => "no results yet\n".to_owned(),
+            false => text::columns(&["key", "recipe", "step", "op", "size", "finished"], rows),
+        }
     });
     Ok(Exit::Done)
 }

@@ -19,24 +19,53 @@ pub fn run(args: &Plan, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// A line for every variant with `--all`; else one for all variants of a step that have the same lot, and none for
+/// what is reused.
 fn table(plan: &Planned, all: bool) -> String {
-    let shown = plan.steps.iter().filter(|step| all || !matches!(step.verdict, Verdict::Reuse { .. }));
-    let rows: Vec<Vec<String>> = shown
-        .map(|step| {
-            let (verdict, why) = match &step.verdict {
-                Verdict::Reuse { key, .. } => ("reuse", key.short()),
-                Verdict::Run { reasons, .. } => ("run", sentence(reasons)),
-                Verdict::Pending { because, .. } => ("pending", waits_for(because)),
-            };
-            vec![verdict.to_owned(), step.name.clone(), step.op.to_owned(), why]
+    let mut rows: Vec<(usize, [String; 4])> = Vec::new();
+    for step in plan.steps.iter().filter(|step| all || !matches!(step.verdict, Verdict::Reuse { .. })) {
+        let (verdict, why) = match &step.verdict {
+            Verdict::Reuse { key, .. } => ("reuse", key.short()),
+            Verdict::Run { reasons, .. } => ("run", sentence(reasons)),
+            Verdict::Pending { because, reasons } => {
+                let because = if all { because.clone() } else { steps_of(because) };
+                let known = reasons.iter().filter(|reason| **reason != Reason::NeverRan).cloned().collect::<Vec<_>>();
+                let known = if known.is_empty() { String::new() } else { format!("; {}", sentence(&known)) };
+                ("pending", waits_for(&because) + &known)
+            }
+        };
+        let name = if all { &step.name } else { &step.step };
+        let row = [verdict.to_owned(), name.clone(), step.op.to_owned(), why];
+        match rows.iter_mut().find(|(_, same)| !all && *same == row) {
+            Some((count, _)) => *count += 1,
+            None => rows.push((1, row)),
+        }
+    }
+    let counts = &plan.counts;
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|(count, [verdict, name, op, why])| {
+            let times = if count > 1 { format!(" ×{count}") } else { String::new() };
+            vec![verdict, name + &times, op, why]
         })
         .collect();
-    let counts = &plan.counts;
     let table = if rows.is_empty() { String::new() } else { text::columns(&["", "step", "op", "why"], rows) + "\n" };
     format!(
         "{table}{} steps: {} reused, {} to run, {} pending\n",
         counts.steps, counts.reuse, counts.run, counts.pending
     )
+}
+
+/// The steps of some variants, each once.
+fn steps_of(variants: &[String]) -> Vec<String> {
+    let mut steps: Vec<String> = Vec::new();
+    for variant in variants {
+        let step = variant.split('[').next().unwrap_or(variant);
+        if !steps.iter().any(|there| there == step) {
+            steps.push(step.to_owned());
+        }
+    }
+    steps
 }
 
 /// All reasons in one line.
