@@ -21,6 +21,8 @@ pub struct Plan {
     pub optimizer: AdamW,
     /// Tokens of a packed row: the memory of a step.
     pub row_tokens: usize,
+    /// Numbers about the data, recorded once as metrics of step 0.
+    pub facts: Vec<(&'static str, f64)>,
 }
 
 /// Updates between two checkpoints.
@@ -42,7 +44,10 @@ pub fn run(
             ctx.resume_metrics(found.1.step)?;
             found
         }
-        None => (Optimizer::new(plan.optimizer), Position::default()),
+        None => {
+            plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
+            (Optimizer::new(plan.optimizer), Position::default())
+        }
     };
     let mut tokens = 0u64;
     for step in position.step..plan.steps {
