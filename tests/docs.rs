@@ -1,4 +1,4 @@
-//! Every recipe shown in the README and the book parses and resolves with this program's ops.
+//! Every recipe shown in the book parses and resolves with this program's ops.
 //!
 //! A `toml` block is a whole recipe (fragments are marked `text`); a first line `# NAME.toml` names its file, so that
 //! one block of a page may extend another.
@@ -15,7 +15,6 @@ fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let book = std::fs::read_dir(root.join("docs/src")).unwrap().map(|entry| entry.unwrap().path());
     let mut pages: Vec<PathBuf> = book.filter(|p| p.extension().is_some_and(|e| e == "md")).collect();
-    pages.push(root.join("README.md"));
     pages.sort();
     pages
 }
