@@ -10,7 +10,7 @@ use actloom_engine::event::{Event, Level, OpEvent, Progress, Reporter};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize;
 
-use crate::terminal::{is_watched, out_json, say};
+use crate::terminal::{is_watched, out_json, painted, say};
 use crate::text;
 
 /// How often a step may speak where nobody can see a line move.
@@ -65,7 +65,7 @@ impl Watcher {
                 ProgressStyle::with_template("{spinner} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = bars.add(ProgressBar::new_spinner().with_style(style));
             bar.enable_steady_tick(Duration::from_millis(120));
-            bar.set_message(line(node, op, "starting"));
+            bar.set_message(painted(&line(node, op, "starting")));
             bar
         });
         if bar.is_none() {
@@ -84,7 +84,7 @@ impl Watcher {
             running.last_said = now;
             let text = line(node, &running.op, &describe(progress, running.speed.per_second()));
             match &running.bar {
-                Some(bar) => bar.set_message(text),
+                Some(bar) => bar.set_message(painted(&text)),
                 None => say(&text),
             }
         }

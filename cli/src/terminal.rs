@@ -34,6 +34,14 @@ pub fn say(text: &str) {
     write(&mut anstream::stderr(), text);
 }
 
+/// The text as stderr takes it, for those who write there by another way.
+pub fn painted(text: &str) -> String {
+    match anstream::AutoStream::choice(&std::io::stderr()) {
+        anstream::ColorChoice::Never => anstream::adapter::strip_str(text).to_string(),
+        _ => text.to_owned(),
+    }
+}
+
 /// Whether somebody watches stderr.
 pub fn is_watched() -> bool {
     std::io::stderr().is_terminal()

@@ -161,7 +161,6 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
 
 #[cfg(test)]
 mod tests {
-
     use crate::eval::stats;
     use crate::eval::table::tests::{labelled, layout, results, scores};
     use crate::eval::table::{Labelled, Method, Table};

@@ -1,7 +1,7 @@
 //! Scores of one policy on one set of tasks, counted from its episodes.
 //!
-//! Invariants: a number that is not defined is `null`, never NaN and never 0; tasks keep the order of the episodes file;
-//! one task is listed once, with means over its episodes, so that two policies can be compared task by task.
+//! Invariants: a number that is not defined is `null`, never NaN and never 0; tasks keep the order of the episodes
+//! file; one task is listed once, with means over its episodes, so that two policies can be compared task by task.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -278,7 +278,6 @@ fn per_task(episodes: &[Episode]) -> Vec<TaskScore> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-
     use camino::Utf8PathBuf;
 
     use super::*;

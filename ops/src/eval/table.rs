@@ -1,4 +1,4 @@
-//! Many scores, by the labels of the variants that made them, as one table of rows x columns with a spread over an axis.
+//! Many scores, by the labels of the variants that made them, as one table: rows x columns, spread over an axis.
 //!
 //! Invariants: every row meets every column, and a cell that nothing fills is there and named in `missing`; labels keep
 //! the order in which the results show them (the recipe's); no two results are ever merged unless the recipe named the
@@ -396,7 +396,6 @@ fn missing(cell: &Cell, metrics: &[String]) -> Vec<Missing> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-
     use proptest::prelude::*;
 
     use super::*;
@@ -574,7 +573,9 @@ pub(crate) mod tests {
             let name = |n: u8| n.to_string();
             let results: Vec<Labelled> = there
                 .iter()
-                .map(|&(p, s, k)| labelled(&[("policy", &name(p)), ("split", &name(s)), ("seed", &name(k))], scores(&[0])))
+                .map(|&(p, s, k)| {
+                    labelled(&[("policy", &name(p)), ("split", &name(s)), ("seed", &name(k))], scores(&[0]))
+                })
                 .collect();
             let table = Table::build(&results, &layout()).unwrap();
             let parts: usize = table.cells.iter().map(|c| c.parts.len()).sum();

@@ -62,7 +62,6 @@ impl Op for Eval {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::eval::scores::tests::episode;
     use crate::op::table::tests::Bench;

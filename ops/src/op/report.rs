@@ -122,7 +122,6 @@ fn holds(text: &str) -> Option<Holds> {
 
 #[cfg(test)]
 mod tests {
-
     use actloom_engine::op::LineageNode;
     use serde_json::json;
 

@@ -125,7 +125,6 @@ impl Op for Tabulate {
 
 #[cfg(test)]
 pub(crate) mod tests {
-
     use std::collections::BTreeMap;
 
     use actloom_engine::event::OpEvent;

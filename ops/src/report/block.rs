@@ -347,7 +347,6 @@ fn differences(table: &Table, metric: &str, comparisons: &[&Comparison]) -> Bloc
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::eval::scores::Decoded;
     use crate::eval::table::tests::{layout, results};
@@ -380,7 +379,7 @@ mod tests {
     fn a_note_that_a_whole_row_shares_stands_at_its_label() {
         let mut results = results();
         results.iter_mut().take(4).for_each(|r| r.scores.decoding = Some(Decoded::Free));
-        // Without `act` and with `base` on both splits, `il` and `base` are equally common: the first one sets the tone.
+        // Without `act` and with `base` on both splits, `il` and `base` are equally common: the first sets the tone.
         results.remove(4);
         let mut other = results[4].clone();
         other.labels.insert("split".to_owned(), "id".to_owned());

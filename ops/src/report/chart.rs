@@ -1,7 +1,7 @@
 //! Line charts of metrics as inline SVG, with a legend that also gives each line's last value.
 //!
-//! Invariants: at most [`MOST`] points a line, each the mean of the records it stands for; a record without a value is a
-//! gap and never a zero; a chart without any value says so.
+//! Invariants: at most [`MOST`] points a line, each the mean of the records it stands for; a record without a value is
+//! a gap and never a zero; a chart without any value says so.
 
 use std::fmt::Write as _;
 
@@ -198,7 +198,6 @@ impl Chart {
 
 #[cfg(test)]
 mod tests {
-
     use proptest::prelude::*;
 
     use super::*;

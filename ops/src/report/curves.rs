@@ -149,7 +149,6 @@ fn line_name(metrics: &Metrics, name: &str, names: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     fn metrics(step: &str, seed: &str, text: &str) -> Metrics {

@@ -50,7 +50,8 @@ pub fn html(table: &Table, metric: &str) -> String {
         let place = at(*tick / factor);
         let _ = writeln!(
             out,
-            "<path class=\"grid\" d=\"M{place:.1} 4V{bottom:.1}\"/><text class=\"tx\" x=\"{place:.1}\" y=\"{:.1}\">{}</text>",
+            "<path class=\"grid\" d=\"M{place:.1} 4V{bottom:.1}\"/>\
+             <text class=\"tx\" x=\"{place:.1}\" y=\"{:.1}\">{}</text>",
             bottom + 15.0,
             x.label(*tick)
         );
@@ -108,7 +109,6 @@ fn dot(out: &mut String, stat: &Stat, spread: Spread, column: usize, y: f64, at:
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::eval::table::tests::{layout, results};
 

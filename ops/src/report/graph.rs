@@ -101,7 +101,8 @@ fn piece(drawing: &Drawing, from: usize, to: usize) -> String {
     let (end, on) = if to.node.is_some() { (y1 - 1.0, String::new()) } else { (y1, format!(" V{:.1}", y1 + BOX)) };
     let arrow = if to.node.is_some() { " marker-end=\"url(#arrow)\"" } else { "" };
     format!(
-        "<path class=\"edge\" d=\"M{x0:.1} {y0:.1} C{x0:.1} {middle:.1} {x1:.1} {middle:.1} {x1:.1} {end:.1}{on}\"{arrow}/>"
+        "<path class=\"edge\" \
+         d=\"M{x0:.1} {y0:.1} C{x0:.1} {middle:.1} {x1:.1} {middle:.1} {x1:.1} {end:.1}{on}\"{arrow}/>"
     )
 }
 

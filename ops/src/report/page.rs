@@ -159,7 +159,7 @@ fn graph_html(lineage: &[LineageNode]) -> String {
         return String::new();
     }
     let mut out = String::from(
-        "<p class=\"quiet\">One box a step, with its op; \u{d7} counts the step's variants.</p>\n<div class=\"scroll\">",
+        "<p class=\"quiet\">One box a step, with its op; × counts the step's variants.</p>\n<div class=\"scroll\">",
     );
     out.push_str(&graph::svg(lineage));
     out.push_str("</div>\n");

@@ -127,7 +127,6 @@ pub fn html(why: &str, shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::eval::scores::tests::episode;
 

@@ -77,7 +77,6 @@ fn round(raw: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-
     use proptest::prelude::*;
 
     use super::*;

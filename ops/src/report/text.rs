@@ -292,7 +292,6 @@ fn tex(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::eval::table::Spread;
     use crate::eval::table::tests::{labelled, layout, results, scores};
