@@ -257,6 +257,7 @@ impl Op for Pretrain {
             warmup: p.warmup,
             optimizer: p.optimizer,
             row_tokens: p.row_tokens,
+            facts: Vec::new(),
         };
         let limit = model.config.max_positions;
         sft::run(ctx, &mut model, &plan, |step| {

@@ -93,8 +93,7 @@ impl Op for Sft {
         if examples.is_empty() {
             return Err(OpError::failed("the episodes hold no action to imitate"));
         }
-        ctx.metric(0, "examples", examples.len() as f64);
-        ctx.metric(0, "actions", episodes.iter().map(|e| e.turns.len()).sum::<usize>() as f64);
+        let actions = episodes.iter().map(|e| e.turns.len()).sum::<usize>();
         let per_epoch = examples.len().div_ceil(p.batch) as u64;
         let plan = sft::Plan {
             steps: p.epochs * per_epoch,
@@ -103,6 +102,7 @@ impl Op for Sft {
             warmup: p.warmup,
             optimizer: p.optimizer,
             row_tokens: p.row_tokens,
+            facts: vec![("examples", examples.len() as f64), ("actions", actions as f64)],
         };
         let seed = ctx.seed("order");
         sft::run(ctx, &mut model, &plan, |step| {

@@ -21,6 +21,8 @@ pub struct Plan {
     pub optimizer: AdamW,
     /// Tokens of a packed row: the memory of a step.
     pub row_tokens: usize,
+    /// Metrics of step 0. A start that continues has them from the one that began, so the loop records them, not the op.
+    pub facts: Vec<(&'static str, f64)>,
 }
 
 /// Updates between two checkpoints.
@@ -42,7 +44,12 @@ pub fn run(
             ctx.resume_metrics(found.1.step)?;
             found
         }
-        None => (Optimizer::new(plan.optimizer), Position::default()),
+        None => {
+            for (name, value) in &plan.facts {
+                ctx.metric(0, name, *value);
+            }
+            (Optimizer::new(plan.optimizer), Position::default())
+        }
     };
     let mut tokens = 0u64;
     for step in position.step..plan.steps {
