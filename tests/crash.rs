@@ -1,0 +1,132 @@
+//! Runs that are killed, stopped, or share a store: nothing is lost but work, and the same bytes come out.
+
+use serde_json::Value;
+
+use crate::support::{Place, Ran, Running, smoke};
+
+/// Where the kills fall; every machine meets the same ones.
+const SEED: u64 = 7;
+
+/// Kills of one run.
+const KILLS: usize = 3;
+
+/// SplitMix64 (Steele, Lea & Flood 2014): a number in `[0, 1)`.
+fn draw(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn start(place: &Place, steps: &[&str]) -> Running {
+    let args = [&["run", "quickstart.toml", "--profile", "smoke", "--json"], steps].concat();
+    Running::start(place.command(&args))
+}
+
+/// Whether the event is progress of this step, at least so far.
+fn is_at(event: &Value, step: &str, done: u64) -> bool {
+    let node = event["node"].as_str().unwrap_or("");
+    let report = &event["report"];
+    node.split('[').next() == Some(step) && report["event"] == "progress" && report["done"].as_u64() >= Some(done)
+}
+
+fn same_as_uninterrupted(place: &Place) {
+    assert_eq!(place.ids(), smoke().ids());
+    for file in ["table.json", "table.csv", "table.md"] {
+        let name = format!("out/quickstart/table/{file}");
+        assert_eq!(place.read(&name), smoke().read(&name), "{file}");
+    }
+}
+
+#[test]
+fn a_killed_run_leaves_a_sound_store_and_the_next_one_ends_as_if_nothing_had_been() {
+    let place = Place::new();
+    let mut seed = SEED;
+    // Kills are placed by events, not by seconds, so that they fall into the same work on every machine.
+    let events = smoke().events().len() as f64;
+    for kill in 0..KILLS {
+        let after = ((0.02 + 0.25 * draw(&mut seed)) * events) as usize;
+        let pause = std::time::Duration::from_micros((draw(&mut seed) * 40_000.0) as u64);
+        let mut run = start(&place, &[]);
+        let mut seen = 0;
+        let reached = run.wait_for(|_| {
+            seen += 1;
+            seen > after
+        });
+        assert!(reached, "kill {kill}: the run ended after {seen} events, expected more than {after}");
+        std::thread::sleep(pause);
+        run.signal("KILL");
+        assert_eq!(run.finish().code, None, "kill {kill} came too late");
+        place.verify_is_clean();
+    }
+    place.ok(&["run", "quickstart.toml", "--profile", "smoke"]);
+    place.verify_is_clean();
+    same_as_uninterrupted(&place);
+    let runs = place.json(&["runs"]);
+    let endings: Vec<&Value> = runs.as_array().unwrap().iter().map(|run| &run["ending"]).collect();
+    assert_eq!(endings, ["killed", "killed", "killed", "finished"]);
+}
+
+/// Lets a run get to some progress of a step, interrupts it, and returns what it left.
+fn interrupt(place: &Place, goal: &[&str], step: &str, done: u64) -> Ran {
+    let mut run = start(place, goal);
+    assert!(run.wait_for(|event| is_at(event, step, done)), "`{step}` never got to {done}");
+    run.signal("INT");
+    run.finish()
+}
+
+#[test]
+fn an_interrupted_run_continues_where_it_was_to_the_same_bytes() {
+    let place = Place::new();
+    let goal = ["act[seed=0]"];
+    for (step, done) in [("base", 15), ("base", 40), ("initial", 1), ("act", 1)] {
+        let ran = interrupt(&place, &goal, step, done);
+        assert_eq!(ran.code, Some(130), "interrupted in `{step}`:\n{}", ran.stderr);
+        place.verify_is_clean();
+        let unfinished = place.json(&["plan", "quickstart.toml", "--profile", "smoke", goal[0]]);
+        assert_ne!(unfinished["counts"]["reuse"], unfinished["counts"]["steps"], "`{step}` was done already");
+        if step == "base" {
+            let mut again = start(&place, &goal);
+            let mut first = None;
+            again.wait_for(|event| {
+                first = event["report"]["done"].as_u64();
+                is_at(event, "base", 0)
+            });
+            again.signal("INT");
+            assert_eq!(again.finish().code, Some(130));
+            assert!(first >= Some(done), "`{step}` began anew at {first:?} after it had got to {done}");
+        }
+    }
+    place.ok(&["run", "quickstart.toml", "--profile", "smoke", goal[0]]);
+    let (ours, whole) = (place.ids(), smoke().ids());
+    assert!(ours.len() >= 6 && ours.contains_key("act[seed=0]"), "{:?}", ours.keys());
+    for (step, ids) in &ours {
+        assert_eq!(ids, &whole[step], "`{step}` made other bytes after it was interrupted");
+    }
+    assert!(place.times_published().values().all(|times| *times == 1), "a step ran twice");
+    // Nothing is kept of steps that are done.
+    let usage = place.json(&["cache", "du"]);
+    assert_eq!(usage["usage"]["scratch"]["count"], 0, "{usage}");
+}
+
+#[test]
+fn two_runs_over_one_store_both_succeed_and_train_every_step_once() {
+    let place = Place::new();
+    let goal = ["act", "judge[method=ACT]", "il[seed=0]", "exam"];
+    let both = [start(&place, &goal), start(&place, &goal)];
+    for ran in both.map(Running::finish) {
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    }
+    let times = place.times_published();
+    assert!(times.values().all(|times| *times == 1), "a step ran twice: {times:?}");
+    let whole = smoke().ids();
+    let ours = place.ids();
+    assert_eq!(ours.keys().collect::<Vec<_>>(), times.keys().collect::<Vec<_>>());
+    for (step, ids) in &ours {
+        assert_eq!(ids, &whole[step], "`{step}` made other bytes beside another run");
+    }
+    place.verify_is_clean();
+    let runs = place.json(&["runs"]);
+    assert!(runs.as_array().unwrap().iter().all(|run| run["ending"] == "finished"), "{runs:#}");
+}
