@@ -70,6 +70,8 @@ pub enum End {
     Done,
     /// The step limit.
     Limit,
+    /// Its text filled the model's context before either.
+    Context,
 }
 
 /// One line of an episodes file.

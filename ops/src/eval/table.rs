@@ -144,7 +144,18 @@ pub struct Table {
 /// Whether a metric is a share of something, so that percent means something.
 pub fn is_share(metric: &str) -> bool {
     let name = metric.strip_prefix("critic_").unwrap_or(metric);
-    let known = ["success", "score", "limit", "loops", "invalid", "repeated", "malformed", "consistent", "agreement"];
+    let known = [
+        "success",
+        "score",
+        "limit",
+        "context",
+        "loops",
+        "invalid",
+        "repeated",
+        "malformed",
+        "consistent",
+        "agreement",
+    ];
     known.contains(&name) || name.contains("accuracy") || name.ends_with("_share") || name.ends_with("_rate")
 }
 

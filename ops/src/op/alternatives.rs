@@ -6,10 +6,12 @@ use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, past, state_ids};
+use super::common::{self, kept, past, state_ids};
 use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples};
 use crate::infer::{Request, complete, prefill};
+use crate::model::Qwen3;
 use crate::rng::Rng;
+use crate::text::Text;
 
 /// Parameters of `alternatives`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -59,63 +61,108 @@ impl Op for Alternatives {
         let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
         let seed = ctx.seed("samples");
         let mut lines = Vec::new();
-        let (mut drawn, mut equal, mut unfinished, mut admissible) = (0usize, 0usize, 0usize, 0usize);
-        for (e, episode) in episodes.iter().enumerate() {
-            let mut requests = Vec::new();
-            for turn in 0..episode.turns.len() {
-                let ids = state_ids(&text, &past(episode, turn), &model, p.max_tokens)?;
-                let (sequence, feed) = prefill(&model, &ids)?;
-                for k in 0..p.per_state {
-                    requests.push(Request {
-                        sequence: sequence.clone(),
-                        feed: feed.clone(),
-                        temperature: p.temperature as f32,
-                        max_tokens: p.max_tokens,
-                        allowed: Vec::new(),
-                        rng: Rng::at(seed, &[e as u64, turn as u64, k as u64]),
-                    });
+        let mut counts = Counts::default();
+        for (chunk, part) in episodes.chunks(CHUNK).enumerate() {
+            let first = chunk * CHUNK;
+            let (more, n) = kept(ctx, &format!("episodes-{first}"), || {
+                let (mut lines, mut counts) = (Vec::new(), Counts::default());
+                for (i, episode) in part.iter().enumerate() {
+                    sample(ctx, &model, &text, p, (first + i, episode), seed, &mut lines, &mut counts)?;
                 }
-            }
-            let completions = complete(&model, &text.eos, requests, &|| ctx.stopping())?;
-            for (turn, samples) in completions.chunks(p.per_state).enumerate() {
-                let state = &episode.turns[turn];
-                let (mut alternatives, mut dropped) = (Vec::new(), 0);
-                let mut seen = BTreeSet::new();
-                for c in samples {
-                    drawn += 1;
-                    let Some((_, head)) = c.ids.split_last().filter(|_| c.ended) else {
-                        unfinished += 1;
-                        continue;
-                    };
-                    let action = text.decode(head)?.trim().to_owned();
-                    if action == state.action {
-                        dropped += 1;
-                        equal += 1;
-                    } else if !action.is_empty() && seen.insert(action.clone()) {
-                        let possible = state.actions.contains(&action);
-                        admissible += usize::from(possible);
-                        let logp = c.logps.iter().map(|l| f64::from(*l)).sum();
-                        alternatives.push(Alternative { action, admissible: possible, logp });
-                    }
-                }
-                lines.push(Samples {
-                    v: SCHEMA_VERSION,
-                    episode: e,
-                    turn,
-                    expert: state.action.clone(),
-                    alternatives,
-                    dropped,
-                });
-            }
-            ctx.progress(e as u64 + 1, episodes.len() as u64, "episodes", "");
+                Ok((lines, counts))
+            })?;
+            lines.extend(more);
+            counts.add(n);
+            ctx.progress((first + part.len()) as u64, episodes.len() as u64, "episodes", "");
         }
-        let kept: usize = lines.iter().map(|l| l.alternatives.len()).sum();
+        let left: usize = lines.iter().map(|l| l.alternatives.len()).sum();
         let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
-        ctx.metric(0, "sampled", drawn as f64);
-        ctx.metric(0, "kept", kept as f64);
-        ctx.metric(0, "equal_to_expert", share(equal, drawn));
-        ctx.metric(0, "unfinished", share(unfinished, drawn));
-        ctx.metric(0, "admissible", share(admissible, kept));
+        ctx.metric(0, "sampled", counts.drawn as f64);
+        ctx.metric(0, "kept", left as f64);
+        ctx.metric(0, "equal_to_expert", share(counts.equal, counts.drawn));
+        ctx.metric(0, "unfinished", share(counts.unfinished, counts.drawn));
+        ctx.metric(0, "admissible", share(counts.admissible, left));
         artifact::write(ctx.output("samples"), &lines)
     }
+}
+
+/// Episodes between two checkpoints.
+const CHUNK: usize = 16;
+
+/// What became of the samples.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+struct Counts {
+    drawn: usize,
+    equal: usize,
+    unfinished: usize,
+    admissible: usize,
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.drawn += other.drawn;
+        self.equal += other.equal;
+        self.unfinished += other.unfinished;
+        self.admissible += other.admissible;
+    }
+}
+
+/// Samples at every state of one episode.
+fn sample(
+    ctx: &OpContext<'_>,
+    model: &Qwen3,
+    text: &Text,
+    p: &Params,
+    (e, episode): (usize, &Episode),
+    seed: u64,
+    lines: &mut Vec<Samples>,
+    counts: &mut Counts,
+) -> Result<(), OpError> {
+    let mut requests = Vec::new();
+    for turn in 0..episode.turns.len() {
+        let ids = state_ids(text, &past(episode, turn), model, p.max_tokens)?;
+        let (sequence, feed) = prefill(model, &ids)?;
+        for k in 0..p.per_state {
+            requests.push(Request {
+                sequence: sequence.clone(),
+                feed: feed.clone(),
+                temperature: p.temperature as f32,
+                max_tokens: p.max_tokens,
+                allowed: Vec::new(),
+                rng: Rng::at(seed, &[e as u64, turn as u64, k as u64]),
+            });
+        }
+    }
+    let completions = complete(model, &text.eos, requests, &|| ctx.stopping())?;
+    for (turn, samples) in completions.chunks(p.per_state).enumerate() {
+        let state = &episode.turns[turn];
+        let (mut alternatives, mut dropped) = (Vec::new(), 0);
+        let mut seen = BTreeSet::new();
+        for c in samples {
+            counts.drawn += 1;
+            let Some((_, head)) = c.ids.split_last().filter(|_| c.ended) else {
+                counts.unfinished += 1;
+                continue;
+            };
+            let action = text.decode(head)?.trim().to_owned();
+            if action == state.action {
+                dropped += 1;
+                counts.equal += 1;
+            } else if !action.is_empty() && seen.insert(action.clone()) {
+                let possible = state.actions.contains(&action);
+                counts.admissible += usize::from(possible);
+                let logp = c.logps.iter().map(|l| f64::from(*l)).sum();
+                alternatives.push(Alternative { action, admissible: possible, logp });
+            }
+        }
+        lines.push(Samples {
+            v: SCHEMA_VERSION,
+            episode: e,
+            turn,
+            expert: state.action.clone(),
+            alternatives,
+            dropped,
+        });
+    }
+    Ok(())
 }

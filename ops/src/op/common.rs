@@ -1,6 +1,5 @@
 //! What several ops share: worlds by name, models from folders, states as conversations.
 
-use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
 use camino::Utf8Path;
 use schemars::JsonSchema;
@@ -19,14 +18,13 @@ pub enum EnvName {
     Household,
 }
 
-/// Loads a model and its text side onto the step's device, and says which device it is.
+/// Loads a model and its text side onto the step's device, which is noted in the provenance.
 ///
 /// # Errors
 /// Names what is missing.
 pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Qwen3, Text), OpError> {
     let (device, why) = open_device(ctx.device())?;
-    ctx.note("device", why.clone());
-    ctx.say(Level::Info, format!("device {why}"));
+    ctx.note("device", why);
     let model = model::load(folder, &device)?;
     let text = Text::load(folder, &model.config.eos)?;
     if text.vocabulary() > model.config.vocab_size {
@@ -77,6 +75,30 @@ pub fn check_length(prompt: usize, model: &Qwen3, room: usize) -> Result<(), OpE
         ));
     }
     Ok(())
+}
+
+/// What `make` makes, kept in the step's scratch folder under `name` until the step ends: after a stop, parts that were
+/// finished are read instead of made again.
+///
+/// # Errors
+/// Those of `make` and of the file system.
+pub fn kept<T: Serialize + serde::de::DeserializeOwned>(
+    ctx: &OpContext<'_>,
+    name: &str,
+    make: impl FnOnce() -> Result<T, OpError>,
+) -> Result<T, OpError> {
+    let path = ctx.scratch().join(format!("{name}.json"));
+    if path.exists() {
+        return serde_json::from_slice(&fs_err::read(&path)?)
+            .map_err(|e| OpError::failed(format!("cannot read the checkpoint `{path}`: {e}")));
+    }
+    let value = make()?;
+    let next = ctx.scratch().join("next.json");
+    let mut file = fs_err::File::create(&next)?;
+    serde_json::to_writer(&mut file, &value).map_err(std::io::Error::from)?;
+    file.sync_all()?;
+    fs_err::rename(next, path)?;
+    Ok(value)
 }
 
 /// Ids of the actions a policy may be held to, each with its end token.

@@ -11,7 +11,7 @@ use super::common;
 use crate::artifact::{self, Pair};
 use crate::eval::scores::{SCORES_VERSION, Scores};
 use crate::infer::{Request, complete, prefill};
-use crate::reward::Reward;
+use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
 use crate::train::grpo::Questions;
 
@@ -92,23 +92,28 @@ impl Op for Critic {
         let prompts = both.iter().map(|q| prompt(q, &text, &model, p.max_tokens)).collect::<Result<Vec<_>, _>>()?;
         let critics = Critics { prompts, pairs: both, reward: Reward::default() };
         let seed = ctx.seed("samples");
-        let mut outcomes = Vec::with_capacity(critics.len());
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(critics.len());
         let all: Vec<usize> = (0..critics.len()).collect();
         for chunk in all.chunks(crate::infer::BATCH) {
-            let mut requests = Vec::with_capacity(chunk.len());
-            for i in chunk {
-                let (sequence, feed) = prefill(&model, critics.prompt(*i))?;
-                let rng = Rng::at(seed, &[*i as u64]);
-                let (temperature, max_tokens) = (p.temperature as f32, p.max_tokens);
-                requests.push(Request { sequence, feed, temperature, max_tokens, allowed: Vec::new(), rng });
-            }
-            for (i, c) in chunk.iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
-                let answer = match c.ids.split_last() {
-                    Some((_, head)) if c.ended => Some(text.decode(head)?),
-                    _ => None,
-                };
-                outcomes.push(critics.judge(*i, answer.as_deref()));
-            }
+            let first = chunk.first().copied().unwrap_or_default();
+            outcomes.extend(common::kept(ctx, &format!("questions-{first}"), || {
+                let mut outcomes: Vec<Outcome> = Vec::with_capacity(chunk.len());
+                let mut requests = Vec::with_capacity(chunk.len());
+                for i in chunk {
+                    let (sequence, feed) = prefill(&model, critics.prompt(*i))?;
+                    let rng = Rng::at(seed, &[*i as u64]);
+                    let (temperature, max_tokens) = (p.temperature as f32, p.max_tokens);
+                    requests.push(Request { sequence, feed, temperature, max_tokens, allowed: Vec::new(), rng });
+                }
+                for (i, c) in chunk.iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
+                    let answer = match c.ids.split_last() {
+                        Some((_, head)) if c.ended => Some(text.decode(head)?),
+                        _ => None,
+                    };
+                    outcomes.push(critics.judge(*i, answer.as_deref()));
+                }
+                Ok(outcomes)
+            })?);
             ctx.progress(outcomes.len() as u64, critics.len() as u64, "questions", "");
         }
         let share = |f: &dyn Fn(usize) -> bool, of: &dyn Fn(usize) -> bool| {
@@ -116,7 +121,7 @@ impl Op for Critic {
             (0..outcomes.len()).filter(|i| of(*i) && f(*i)).count() as f64 / n.max(1) as f64
         };
         let right = |i: usize| outcomes[i].correct;
-        let at = |position: usize| move |o: &crate::reward::Outcome| o.position == Some(position);
+        let at = |position: usize| move |o: &Outcome| o.position == Some(position);
         let (first, second) = (at(0), at(1));
         let metrics: BTreeMap<String, Option<f64>> = [
             ("accuracy", share(&right, &|_| true)),

@@ -6,13 +6,13 @@ use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName, action_ids};
+use super::common::{self, EnvName, action_ids, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
 use crate::infer::{Request, complete};
-use crate::model::Sequence;
+use crate::model::{Qwen3, Sequence};
 use crate::rng::Rng;
-use crate::text::Dialogue;
+use crate::text::{Dialogue, Text};
 
 /// How actions are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -99,91 +99,10 @@ impl Op for Rollout {
         let (model, text) = common::load(ctx, ctx.input("policy"))?;
         let tasks = household::tasks(&p.world, p.split, p.tasks, ctx.seed("tasks"));
         let seed = ctx.seed("actions");
-        let mut episodes = Vec::with_capacity(tasks.len());
-        let mut crowded = 0;
+        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.len());
         for (chunk, tasks) in tasks.chunks(GAMES).enumerate() {
             let _span = tracing::debug_span!("games", chunk).entered();
-            // 1. start the games
-            let mut games = Vec::with_capacity(tasks.len());
-            for task in tasks {
-                let mut world = task.play();
-                let now = world.reset();
-                let mut dialogue = Dialogue::new(&text);
-                let feed = dialogue.user(&now.text)?;
-                let start = now.text.clone();
-                let sequence = Some(model.sequence());
-                games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence, feed, full: false });
-            }
-            // 2. every game that goes on takes a step, all together
-            for step in 0..p.max_steps {
-                let room = |g: &Game<'_>| g.dialogue.ids().len() + p.max_tokens + 1 < model.config.max_positions;
-                let mut playing: Vec<usize> = Vec::new();
-                for (i, game) in games.iter_mut().enumerate() {
-                    if !game.now.done && !game.full {
-                        if room(game) {
-                            playing.push(i);
-                        } else {
-                            game.full = true;
-                            crowded += 1;
-                        }
-                    }
-                }
-                if playing.is_empty() {
-                    break;
-                }
-                let mut requests = Vec::with_capacity(playing.len());
-                for i in &playing {
-                    let game = &mut games[*i];
-                    let allowed = match p.decoding {
-                        Decode::Free => Vec::new(),
-                        Decode::Admissible => action_ids(&text, &game.world.admissible())?,
-                    };
-                    let Some(sequence) = game.sequence.take() else {
-                        return Err(OpError::failed("BUG: a game lost its cache"));
-                    };
-                    requests.push(Request {
-                        sequence,
-                        feed: std::mem::take(&mut game.feed),
-                        temperature: p.temperature as f32,
-                        max_tokens: p.max_tokens,
-                        allowed,
-                        rng: Rng::at(seed, &[(chunk * GAMES + i) as u64, step as u64]),
-                    });
-                }
-                for (i, c) in playing.into_iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
-                    let game = &mut games[i];
-                    let said = if c.ended { &c.ids[..c.ids.len() - 1] } else { &c.ids[..] };
-                    let content = text.decode(said)?;
-                    // a reply that never ended is no action, whatever it says
-                    let action = if c.ended { content.trim().to_owned() } else { String::new() };
-                    let actions = game.world.admissible();
-                    let admissible = actions.contains(&action);
-                    game.now = game.world.step(&action);
-                    game.dialogue.answered(&content, &c.ids, false)?;
-                    game.feed.extend(c.ids.last());
-                    let ids = game.dialogue.user(&game.now.text)?;
-                    game.feed.extend(ids);
-                    game.sequence = Some(c.sequence);
-                    game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
-                }
-            }
-            // 3. write them down
-            for game in games {
-                episodes.push(Episode {
-                    v: SCHEMA_VERSION,
-                    task: game.world.problem().task().clone(),
-                    actor: Actor::Policy,
-                    decoding: Some(match p.decoding {
-                        Decode::Free => Decoding::Free,
-                        Decode::Admissible => Decoding::Admissible,
-                    }),
-                    start: game.start,
-                    turns: game.turns,
-                    success: game.now.won,
-                    score: game.now.score,
-                    end: if game.now.done { End::Done } else { End::Limit },
-                });
-            }
+            episodes.extend(kept(ctx, &format!("games-{chunk}"), || play(ctx, &model, &text, p, tasks, chunk, seed))?);
             let won = episodes.iter().filter(|e| e.success).count();
             ctx.progress(
                 episodes.len() as u64,
@@ -192,13 +111,12 @@ impl Op for Rollout {
                 format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64),
             );
         }
+        let crowded = episodes.iter().filter(|e| e.end == End::Context).count();
         if crowded > 0 {
+            let (all, limit) = (episodes.len(), model.config.max_positions);
             ctx.say(
                 actloom_engine::event::Level::Warning,
-                format!(
-                    "{crowded} episodes ended early: their text filled the model's {} positions",
-                    model.config.max_positions
-                ),
+                format!("{crowded} of {all} episodes ended early: their text filled the model's {limit} positions"),
             );
         }
         let n = episodes.len() as f64;
@@ -206,4 +124,102 @@ impl Op for Rollout {
         ctx.metric(0, "steps", episodes.iter().map(|e| e.turns.len()).sum::<usize>() as f64 / n);
         artifact::write(ctx.output("episodes"), &episodes)
     }
+}
+
+/// Plays tasks side by side. `chunk` numbers them within the step, so that each has its own random stream.
+fn play(
+    ctx: &OpContext<'_>,
+    model: &Qwen3,
+    text: &Text,
+    p: &Params,
+    tasks: &[household::HouseholdTask],
+    chunk: usize,
+    seed: u64,
+) -> Result<Vec<Episode>, OpError> {
+    // 1. start the games
+    let mut games = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let mut world = task.play();
+        let now = world.reset();
+        let mut dialogue = Dialogue::new(text);
+        let feed = dialogue.user(&now.text)?;
+        let start = now.text.clone();
+        let sequence = Some(model.sequence());
+        games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence, feed, full: false });
+    }
+    // 2. every game that goes on takes a step, all together
+    for step in 0..p.max_steps {
+        let room = |g: &Game<'_>| g.dialogue.ids().len() + p.max_tokens + 1 < model.config.max_positions;
+        let mut playing: Vec<usize> = Vec::new();
+        for (i, game) in games.iter_mut().enumerate() {
+            if !game.now.done && !game.full {
+                if room(game) {
+                    playing.push(i);
+                } else {
+                    game.full = true;
+                }
+            }
+        }
+        if playing.is_empty() {
+            break;
+        }
+        let mut requests = Vec::with_capacity(playing.len());
+        for i in &playing {
+            let game = &mut games[*i];
+            let allowed = match p.decoding {
+                Decode::Free => Vec::new(),
+                Decode::Admissible => action_ids(text, &game.world.admissible())?,
+            };
+            let Some(sequence) = game.sequence.take() else {
+                return Err(OpError::failed("BUG: a game lost its cache"));
+            };
+            requests.push(Request {
+                sequence,
+                feed: std::mem::take(&mut game.feed),
+                temperature: p.temperature as f32,
+                max_tokens: p.max_tokens,
+                allowed,
+                rng: Rng::at(seed, &[(chunk * GAMES + i) as u64, step as u64]),
+            });
+        }
+        for (i, c) in playing.into_iter().zip(complete(model, &text.eos, requests, &|| ctx.stopping())?) {
+            let game = &mut games[i];
+            let said = if c.ended { &c.ids[..c.ids.len() - 1] } else { &c.ids[..] };
+            let content = text.decode(said)?;
+            // a reply that never ended is no action, whatever it says
+            let action = if c.ended { content.trim().to_owned() } else { String::new() };
+            let actions = game.world.admissible();
+            let admissible = actions.contains(&action);
+            game.now = game.world.step(&action);
+            game.dialogue.answered(&content, &c.ids, false)?;
+            game.feed.extend(c.ids.last());
+            let ids = game.dialogue.user(&game.now.text)?;
+            game.feed.extend(ids);
+            game.sequence = Some(c.sequence);
+            game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
+        }
+    }
+    // 3. write them down
+    let mut episodes = Vec::with_capacity(games.len());
+    for game in games {
+        episodes.push(Episode {
+            v: SCHEMA_VERSION,
+            task: game.world.problem().task().clone(),
+            actor: Actor::Policy,
+            decoding: Some(match p.decoding {
+                Decode::Free => Decoding::Free,
+                Decode::Admissible => Decoding::Admissible,
+            }),
+            start: game.start,
+            turns: game.turns,
+            success: game.now.won,
+            score: game.now.score,
+            end: match (game.now.done, game.full) {
+                (true, _) => End::Done,
+                (false, true) => End::Context,
+                (false, false) => End::Limit,
+            },
+        });
+    }
+    Ok(episodes)
 }

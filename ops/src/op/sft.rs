@@ -94,6 +94,7 @@ impl Op for Sft {
             return Err(OpError::failed("the episodes hold no action to imitate"));
         }
         let actions = episodes.iter().map(|e| e.turns.len()).sum::<usize>();
+        let facts = vec![("examples", examples.len() as f64), ("actions", actions as f64)];
         let per_epoch = examples.len().div_ceil(p.batch) as u64;
         let plan = sft::Plan {
             steps: p.epochs * per_epoch,
@@ -102,7 +103,7 @@ impl Op for Sft {
             warmup: p.warmup,
             optimizer: p.optimizer,
             row_tokens: p.row_tokens,
-            facts: vec![("examples", examples.len() as f64), ("actions", actions as f64)],
+            facts,
         };
         let seed = ctx.seed("order");
         sft::run(ctx, &mut model, &plan, |step| {

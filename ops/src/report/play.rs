@@ -78,6 +78,7 @@ pub fn html(why: &str, shown: &Shown) -> String {
     let outcome = match (episode.success, episode.end) {
         (true, _) => "success",
         (false, End::Limit) => "failure (step limit)",
+        (false, End::Context) => "failure (context full)",
         (false, End::Done) => "failure",
     };
     let who = match (episode.actor, episode.decoding) {

@@ -21,7 +21,7 @@ pub struct Plan {
     pub optimizer: AdamW,
     /// Tokens of a packed row: the memory of a step.
     pub row_tokens: usize,
-    /// Metrics of step 0. A start that continues has them from the one that began, so the loop records them, not the op.
+    /// Numbers about the data, recorded once as metrics of step 0.
     pub facts: Vec<(&'static str, f64)>,
 }
 
@@ -45,9 +45,7 @@ pub fn run(
             found
         }
         None => {
-            for (name, value) in &plan.facts {
-                ctx.metric(0, name, *value);
-            }
+            plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
             (Optimizer::new(plan.optimizer), Position::default())
         }
     };
