@@ -102,7 +102,7 @@ fn an_interrupted_run_continues_where_it_was_to_the_same_bytes() {
     assert!(ran.began_at > Some(40), "`base` began anew at {:?}", ran.began_at);
     // Whatever an op does, a stop in it is no loss.
     for step in ["initial", "alternatives", "act", "exam_alternatives", "il", "rl", "play", "judge"] {
-        let ran = stop(&place, step, 1, "INT");
+        let ran = stop(&place, step, 1, if step == "rl" { "USR1" } else { "INT" });
         assert_eq!(ran.code, Some(130), "interrupted in `{step}`:\n{}", ran.stderr);
     }
     place.ok(&["run", "quickstart.toml", "--profile", "smoke"]);
@@ -111,6 +111,21 @@ fn an_interrupted_run_continues_where_it_was_to_the_same_bytes() {
     // Nothing is kept of steps that are done.
     let usage = place.json(&["cache", "du"]);
     assert_eq!(usage["usage"]["scratch"]["count"], 0, "{usage}");
+}
+
+#[test]
+fn a_second_ctrl_c_ends_the_run_at_once_and_costs_no_result() {
+    let place = Place::new();
+    let mut run = start(&place, &["base"]);
+    assert!(run.wait_for(|event| is_at(event, "base", 3)));
+    run.signal("INT");
+    run.signal("INT");
+    assert_eq!(run.finish().code, Some(130));
+    place.verify_is_clean();
+    start(&place, &["base"]).finish();
+    let ids = place.ids();
+    assert_eq!(ids.keys().collect::<Vec<_>>(), ["base", "model"]);
+    assert!(ids.iter().all(|(step, ids)| ids == &smoke().ids()[step]));
 }
 
 #[test]
