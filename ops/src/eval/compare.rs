@@ -153,6 +153,9 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
     comparison.interval = if by_task {
         let found = stats::bootstrap(&differences, layout.resamples, layout.seed);
         found.map(|[low, high]| Interval { low, high, method: Method::Bootstrap })
+    } else if differences.len() < 3 {
+        // with one degree of freedom the interval says more about Student's t than about the methods
+        None
     } else {
         stats::t_interval(&differences).map(|[low, high]| Interval { low, high, method: Method::Student })
     };
@@ -210,9 +213,12 @@ mod tests {
             scores.metrics.insert("critic_accuracy".to_owned(), Some(accuracy));
             labelled(&[("policy", policy), ("split", "id"), ("seed", seed)], scores)
         };
-        let results = [with("a", "0", 0.7), with("a", "1", 0.8), with("b", "0", 0.6), with("b", "1", 0.5)];
+        let mut results = vec![with("a", "0", 0.7), with("a", "1", 0.8), with("b", "0", 0.6), with("b", "1", 0.5)];
         let found = &compared(&results, ["a", "b"], &["critic_accuracy"])[0];
-        assert_eq!((found.pairs, found.by_task, found.higher()), (2, false, 2));
+        assert_eq!((found.pairs, found.interval.clone()), (2, None), "two seeds bear no interval");
+        results.extend([with("a", "2", 0.9), with("b", "2", 0.7)]);
+        let found = &compared(&results, ["a", "b"], &["critic_accuracy"])[0];
+        assert_eq!((found.pairs, found.by_task, found.higher()), (3, false, 3));
         assert!((found.difference.unwrap() - 0.2).abs() < 1e-12);
         assert_eq!(found.interval.clone().unwrap().method, Method::Student);
     }

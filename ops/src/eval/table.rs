@@ -530,7 +530,7 @@ pub(crate) mod tests {
         let mut wrong = layout();
         wrong.metrics = vec!["sucess".to_owned()];
         assert!(
-            refused(&results(), &wrong).0.starts_with("no result has the metric `sucess`, expected one of `invalid`")
+            refused(&results(), &wrong).0.starts_with("no result has the metric `sucess`, expected one of `context`")
         );
         let mut wrong = layout();
         wrong.compare = vec![["il".to_owned(), "rl".to_owned()]];

@@ -161,7 +161,11 @@ pub fn blocks(table: &Table) -> Blocks {
         }
     }
     for metric in &table.metrics {
-        let of: Vec<&Comparison> = table.comparisons.iter().filter(|c| c.metric == *metric).collect();
+        let mut of: Vec<&Comparison> = table.comparisons.iter().filter(|c| c.metric == *metric).collect();
+        // differences of a few results that bear no interval stay in `table.json`
+        if of.iter().all(|c| c.interval.is_none() && !c.by_task) && table.over.is_some() {
+            of.clear();
+        }
         if !of.is_empty() {
             blocks.push(differences(table, metric, &of));
         }
