@@ -68,46 +68,64 @@ fn a_killed_run_leaves_a_sound_store_and_the_next_one_ends_as_if_nothing_had_bee
     assert_eq!(endings, ["killed", "killed", "killed", "finished"]);
 }
 
-/// Lets a run get to some progress of a step, interrupts it, and returns what it left.
-fn interrupt(place: &Place, goal: &[&str], step: &str, done: u64) -> Ran {
-    let mut run = start(place, goal);
-    assert!(run.wait_for(|event| is_at(event, step, done)), "`{step}` never got to {done}");
-    run.signal("INT");
-    run.finish()
+/// Lets a run get to some progress of a step, sends it a signal, and returns what it left.
+fn stop(place: &Place, step: &str, done: u64, signal: &str) -> Ran {
+    let mut run = start(place, &[]);
+    let mut from = None;
+    let reached = run.wait_for(|event| {
+        if from.is_none() && is_at(event, step, 0) {
+            from = event["report"]["done"].as_u64();
+        }
+        is_at(event, step, done)
+    });
+    if !reached {
+        panic!("`{step}` never got to {done}:\n{}", run.finish().stderr);
+    }
+    run.signal(signal);
+    let ran = run.finish();
+    place.verify_is_clean();
+    Ran { began_at: from, ..ran }
 }
 
 #[test]
 fn an_interrupted_run_continues_where_it_was_to_the_same_bytes() {
     let place = Place::new();
-    let goal = ["act[seed=0]"];
-    for (step, done) in [("base", 15), ("base", 40), ("initial", 1), ("act", 1)] {
-        let ran = interrupt(&place, &goal, step, done);
+    let ran = stop(&place, "base", 15, "INT");
+    assert_eq!((ran.code, ran.began_at), (Some(130), Some(1)), "{}", ran.stderr);
+    assert!(ran.stderr.contains("leave a checkpoint"), "{}", ran.stderr);
+    let ran = stop(&place, "base", 40, "TERM");
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    assert!(ran.began_at > Some(15), "`base` began anew at {:?}", ran.began_at);
+    // What a killed run did after its checkpoint is forgotten, metrics too.
+    let ran = stop(&place, "base", 50, "KILL");
+    assert_eq!(ran.code, None);
+    assert!(ran.began_at > Some(40), "`base` began anew at {:?}", ran.began_at);
+    // Whatever an op does, a stop in it is no loss.
+    for step in ["initial", "alternatives", "act", "exam_alternatives", "il", "rl", "play", "judge"] {
+        let ran = stop(&place, step, 1, if step == "rl" { "USR1" } else { "INT" });
         assert_eq!(ran.code, Some(130), "interrupted in `{step}`:\n{}", ran.stderr);
-        place.verify_is_clean();
-        let unfinished = place.json(&["plan", "quickstart.toml", "--profile", "smoke", goal[0]]);
-        assert_ne!(unfinished["counts"]["reuse"], unfinished["counts"]["steps"], "`{step}` was done already");
-        if step == "base" {
-            let mut again = start(&place, &goal);
-            let mut first = None;
-            again.wait_for(|event| {
-                first = event["report"]["done"].as_u64();
-                is_at(event, "base", 0)
-            });
-            again.signal("INT");
-            assert_eq!(again.finish().code, Some(130));
-            assert!(first >= Some(done), "`{step}` began anew at {first:?} after it had got to {done}");
-        }
     }
-    place.ok(&["run", "quickstart.toml", "--profile", "smoke", goal[0]]);
-    let (ours, whole) = (place.ids(), smoke().ids());
-    assert!(ours.len() >= 6 && ours.contains_key("act[seed=0]"), "{:?}", ours.keys());
-    for (step, ids) in &ours {
-        assert_eq!(ids, &whole[step], "`{step}` made other bytes after it was interrupted");
-    }
+    place.ok(&["run", "quickstart.toml", "--profile", "smoke"]);
+    same_as_uninterrupted(&place);
     assert!(place.times_published().values().all(|times| *times == 1), "a step ran twice");
     // Nothing is kept of steps that are done.
     let usage = place.json(&["cache", "du"]);
     assert_eq!(usage["usage"]["scratch"]["count"], 0, "{usage}");
+}
+
+#[test]
+fn a_second_ctrl_c_ends_the_run_at_once_and_costs_no_result() {
+    let place = Place::new();
+    let mut run = start(&place, &["base"]);
+    assert!(run.wait_for(|event| is_at(event, "base", 3)));
+    run.signal("INT");
+    run.signal("INT");
+    assert_eq!(run.finish().code, Some(130));
+    place.verify_is_clean();
+    start(&place, &["base"]).finish();
+    let ids = place.ids();
+    assert_eq!(ids.keys().collect::<Vec<_>>(), ["base", "model"]);
+    assert!(ids.iter().all(|(step, ids)| ids == &smoke().ids()[step]));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! by all tests and no test changes it; whatever waits, waits for a bounded time.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::print_stderr, reason = "times and what was passed over are for the reader of a test's output")]
 
 mod architecture;
 mod chromium;

@@ -139,6 +139,8 @@ pub struct Ran {
     pub stdout: String,
     pub stderr: String,
     pub took: Duration,
+    /// The first progress of the step that was stopped, where one was.
+    pub began_at: Option<u64>,
 }
 
 /// A program that runs; killed when it is dropped.
@@ -192,7 +194,13 @@ impl Running {
         let status: ExitStatus = self.child.wait().unwrap();
         unwatch(self.child.id());
         let stderr = self.stderr.take().unwrap().join().unwrap();
-        Ran { code: status.code(), stdout: std::mem::take(&mut self.read), stderr, took: Duration::ZERO }
+        Ran {
+            code: status.code(),
+            stdout: std::mem::take(&mut self.read),
+            stderr,
+            took: Duration::ZERO,
+            began_at: None,
+        }
     }
 }
 

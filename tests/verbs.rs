@@ -240,10 +240,10 @@ fn properties_of(schema: &Value, op: &str) -> Vec<String> {
 /// The `properties` of every subschema whose `op` is this one.
 fn find_branches<'s>(schema: &'s Value, op: &str) -> Vec<&'s serde_json::Map<String, Value>> {
     let mut found = Vec::new();
-    if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
-        if properties.get("op").is_some_and(|it| it["const"] == op) {
-            found.push(properties);
-        }
+    if let Some(properties) = schema.get("properties").and_then(Value::as_object)
+        && properties.get("op").is_some_and(|it| it["const"] == op)
+    {
+        found.push(properties);
     }
     match schema {
         Value::Object(entries) => found.extend(entries.values().flat_map(|value| find_branches(value, op))),
