@@ -17,6 +17,21 @@ fn drawn(text: &str, overrides: &Overrides) -> String {
     render::render(&found.unwrap_err(), false)
 }
 
+/// The same with the real ops.
+fn really(text: &str) -> String {
+    let recipe = parse_text(Utf8Path::new("recipe.toml"), text, &Overrides::default()).unwrap();
+    let found = resolve(&recipe, &actloom_ops::registry::registry()).map(|_| ());
+    render::render(&found.unwrap_err(), false)
+}
+
+/// Scores on the axes `policy` and `seed`, and tables of them.
+fn tables(tables: &str) -> String {
+    really(&format!(
+        "[matrix]\nseed = [0, 1]\n[step.play]\nop = \"demos\"\neach = {{ policy = {{ il = 3, act = 4 }} }}\n\
+         count = \"$policy\"\nseed = \"$seed\"\n[step.score]\nop = \"eval\"\nepisodes = \"@play\"\n{tables}"
+    ))
+}
+
 fn wrong(text: &str) -> String {
     drawn(text, &Overrides::default())
 }
@@ -126,6 +141,13 @@ golden! {
         // The axes are long lines; the drawing shows the step.
         wrong(&format!("[matrix]\na = [{axis}]\nb = [{axis}]\n[step.demos]\nop = \"demos\"\ncount = \"$a\"\nenv = \"x${{b}}\"\n"))
     };
+
+    // --- axes and labels that a parameter names ---
+    a_table_names_axes_and_rows_that_its_results_have: tables("[step.a]\nop = \"table\"\nresults = \"@score[*]\"\nrows = \"polcy\"\ncolumns = \"split\"\nover = \"sed\"\n[step.b]\nop = \"table\"\nresults = \"@score[*]\"\nrows = \"policy\"\nover = \"seed\"\ncompare = [[\"act\", \"ill\"], [\"rl-with-history\", \"il\"]]\n");
+    a_table_whose_results_have_no_axes_says_so: really("[step.play]\nop = \"demos\"\ncount = 3\n[step.score]\nop = \"eval\"\nepisodes = \"@play\"\n[vars]\naxis = \"policy\"\n[step.t]\nop = \"table\"\nresults = \"@score\"\nrows = \"$axis\"\n");
+    results_that_fall_into_one_place_are_refused: tables("[step.a]\nop = \"table\"\nresults = \"@score[*]\"\nrows = \"policy\"\n");
+    a_result_without_a_label_for_its_row_is_refused: tables("[step.once]\nop = \"demos\"\ncount = 1\n[step.base]\nop = \"eval\"\nepisodes = \"@once\"\n[step.a]\nop = \"table\"\nresults = [\"@score[*]\", \"@base\"]\nrows = \"policy\"\nover = \"seed\"\n");
+    a_wrong_reference_does_not_make_the_names_of_a_table_wrong: tables("[step.a]\nop = \"table\"\nresults = \"@scor[*]\"\nrows = \"polcy\"\n");
 
     // --- profiles, --set, extends ---
     a_profile_that_sets_nothing_real_is_wrong_even_unused: wrong(&format!("{SOUND}[profile.smoke]\nset = {{ \"step.dmos.count\" = 1, \"vars.x\" = 2, \"step.demos\" = 3 }}\nsteps = 3\n"));

@@ -279,8 +279,10 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
 #[test]
 fn a_failed_step_is_exit_code_1_and_named() {
     let place = Place::new();
-    // `compare` names rows, and only the table op can see that these do not exist.
-    let broken = format!("{RECIPE}\n[step.wrong]\nop = \"table\"\nresults = \"@score[*]\"\nrows = \"nothing\"\n");
+    // Which metrics there are shows only when the scores are there.
+    let broken = format!(
+        "{RECIPE}\n[step.wrong]\nop = \"table\"\nresults = \"@score[*]\"\nrows = \"seed\"\nmetrics = [\"nothing\"]\n"
+    );
     fs_err::write(place.path().join("small.toml"), broken).unwrap();
     let output = place.go(&["run", "--json"]);
     assert_eq!(output.status.code(), Some(1));

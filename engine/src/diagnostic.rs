@@ -110,7 +110,7 @@ fn similarity(a: &str, b: &str) -> f64 {
 }
 
 /// `` `a`, `b` or `c` ``, or `and`; long lists are cut.
-pub(crate) fn listed<'a>(items: impl IntoIterator<Item = &'a str>, word: &str) -> String {
+pub fn listed<'a>(items: impl IntoIterator<Item = &'a str>, word: &str) -> String {
     const SHOWN: usize = 12;
     let items: Vec<String> = items.into_iter().map(|i| format!("`{i}`")).collect();
     match items.as_slice() {

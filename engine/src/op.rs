@@ -191,6 +191,24 @@ impl Problem {
     }
 }
 
+/// The axis labels of what will arrive at the labelled ports of one variant, in the order in which it will arrive.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputLabels {
+    ports: BTreeMap<String, Vec<BTreeMap<String, String>>>,
+}
+
+impl InputLabels {
+    /// One map of axis -> label for each artifact, by port.
+    pub fn new(ports: BTreeMap<String, Vec<BTreeMap<String, String>>>) -> Self {
+        InputLabels { ports }
+    }
+
+    /// What arrives at a port; nothing where it is not labelled.
+    pub fn of(&self, port: &str) -> &[BTreeMap<String, String>] {
+        self.ports.get(port).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// Why an op did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
@@ -238,6 +256,12 @@ pub trait Op: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What the parameters say about axes and labels, held against those of the inputs; called for every variant, and
+    /// only where [`Op::check`] found nothing. A problem's path may begin with the name of a port.
+    fn check_inputs(&self, _params: &Self::Params, _inputs: &InputLabels) -> Vec<Problem> {
+        Vec::new()
+    }
+
     fn run(&self, params: &Self::Params, ctx: &mut OpContext<'_>) -> Result<(), OpError>;
 }
 
@@ -254,6 +278,7 @@ pub trait DynOp: Send + Sync {
     fn ports(&self, params: &Value) -> Ports;
     fn resources(&self, params: &Value) -> Resources;
     fn check(&self, params: &Value) -> Vec<Problem>;
+    fn check_inputs(&self, params: &Value, inputs: &InputLabels) -> Vec<Problem>;
     fn run(&self, params: &Value, ctx: &mut OpContext<'_>) -> Result<(), OpError>;
 }
 
@@ -289,6 +314,9 @@ impl<T: Op> DynOp for T {
     }
     fn check(&self, params: &Value) -> Vec<Problem> {
         Op::check(self, &typed::<T>(params))
+    }
+    fn check_inputs(&self, params: &Value, inputs: &InputLabels) -> Vec<Problem> {
+        Op::check_inputs(self, &typed::<T>(params), inputs)
     }
     fn run(&self, params: &Value, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         Op::run(self, &typed::<T>(params), ctx)

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing is said about ports while wrong parameters leave them unknown.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use super::axis::label_at;
@@ -14,7 +14,7 @@ use super::reference::Reference;
 use super::scope::{AxisDefs, Scope};
 use super::{METRICS, Resolver};
 use crate::diagnostic::{Diagnostic, listed, nearest};
-use crate::op::{Arity, InputPort, Kind, Ports, Resources};
+use crate::op::{Arity, InputLabels, InputPort, Kind, Ports, Resources};
 use crate::recipe::{Data, Key, Table, Value};
 
 impl Resolver<'_, '_> {
@@ -40,10 +40,10 @@ impl Resolver<'_, '_> {
             for (miss, at) in missing {
                 self.missed(miss, &at, *tainted);
             }
+            let absent: Vec<String> =
+                params.iter().filter(|(_, v)| v.is_none()).map(|(key, _)| key.text.clone()).collect();
+            let table: Table = params.into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
             let typed = step.op.as_ref().map(|info| {
-                let absent: Vec<String> =
-                    params.iter().filter(|(_, v)| v.is_none()).map(|(key, _)| key.text.clone()).collect();
-                let table: Table = params.into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
                 let json = Value { span: step.key.span.clone(), via: None, data: Data::Table(table.clone()) }.to_json();
                 Rc::clone(typed.entry(format!("{json}{absent:?}")).or_insert_with(|| {
                     let (typed, found) = params::check(step, info, &table, &absent);
@@ -58,6 +58,19 @@ impl Resolver<'_, '_> {
                 let ports = typed.as_ref().and_then(|t| t.ports.as_ref());
                 for fed in &row.fed {
                     self.input(step, info, ports, fed);
+                }
+                if let Some((params, ports)) = typed.as_ref().and_then(|typed| typed.settled())
+                    && !*tainted
+                    && let Some(inputs) = self.labels(step, ports, &row.fed)
+                {
+                    let problems = info.op.check_inputs(params, &inputs);
+                    if !problems.is_empty() {
+                        let mut written = table;
+                        for fed in &row.fed {
+                            written.insert(step.inputs[fed.key].0.clone(), fed.refs.whole.clone());
+                        }
+                        problems.iter().for_each(|p| self.report(params::problem(step, &written, p)));
+                    }
                 }
             }
             let mut variant = Variant {
@@ -74,6 +87,25 @@ impl Resolver<'_, '_> {
             variants.push(variant);
         }
         variants
+    }
+
+    /// The labels of what arrives at the labelled ports; `None` where there are none, or where something else than an
+    /// output of a step is written there.
+    fn labels(&self, step: &StepDef<'_>, ports: &Ports, fed: &[Fed]) -> Option<InputLabels> {
+        let mut labels = BTreeMap::new();
+        for port in ports.inputs.iter().filter(|port| port.labelled) {
+            let Some(fed) = fed.iter().find(|fed| step.inputs[fed.key].0.text == port.name) else { continue };
+            if !fed.refs.pure || fed.refs.items.iter().any(|(_, item)| item.is_err()) {
+                return None;
+            }
+            let of_pick = |pick: &Pick| {
+                let done = self.done[pick.step].as_ref()?;
+                Some(self.world.axes.labels(&done.variants[pick.variant].point))
+            };
+            let arriving: Option<Vec<_>> = fed.picks.iter().flat_map(|picks| picks.iter()).map(of_pick).collect();
+            labels.insert(port.name.to_owned(), arriving?);
+        }
+        (!labels.is_empty()).then(|| InputLabels::new(labels))
     }
 
     /// The value of an axis named `seed`, where it is an integer.

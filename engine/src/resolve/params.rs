@@ -97,7 +97,7 @@ fn inside(inner: &Span, outer: &Span) -> bool {
 }
 
 /// A finding of the op itself, put where its path leads.
-fn problem(step: &StepDef<'_>, table: &Table, problem: &Problem) -> Diagnostic {
+pub(super) fn problem(step: &StepDef<'_>, table: &Table, problem: &Problem) -> Diagnostic {
     let message = match problem.path.as_slice() {
         [] => format!("step `{}`: {}", step.name, problem.message),
         path => format!("`{}` of step `{}`: {}", path.join("."), step.name, problem.message),

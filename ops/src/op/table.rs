@@ -1,6 +1,9 @@
 //! `table`: many scores as one table of rows x columns, with a spread over an axis and paired differences.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use std::collections::{BTreeMap, BTreeSet};
+
+use actloom_engine::diagnostic::{listed, nearest};
+use actloom_engine::op::{Arity, InputLabels, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +96,43 @@ impl Op for Tabulate {
         problems
     }
 
+    fn check_inputs(&self, params: &TableParams, inputs: &InputLabels) -> Vec<Problem> {
+        let results = inputs.of("results");
+        let mut problems = Vec::new();
+        let axes = [("rows", Some(&params.rows)), ("columns", params.columns.as_ref()), ("over", params.over.as_ref())];
+        for (name, axis) in axes {
+            let Some(axis) = axis else { continue };
+            if !results.iter().any(|labels| labels.contains_key(axis)) {
+                problems.push(no_axis(name, axis, results));
+            } else if name != "over"
+                && let Some(without) = results.iter().find(|labels| !labels.contains_key(axis))
+            {
+                let message = format!(
+                    "{} has no label on the axis `{axis}`, which `{name}` needs of every result",
+                    shown(without)
+                );
+                let help = format!("give what made it the axis, `each = {{ {axis} = [..] }}`, or leave it out");
+                problems.push(Problem::new(&["results"], message).help(help));
+            }
+        }
+        let rows: BTreeSet<&str> =
+            results.iter().filter_map(|labels| Some(labels.get(&params.rows)?.as_str())).collect();
+        for (at, pair) in params.compare.iter().enumerate().filter(|_| !rows.is_empty()) {
+            for (side, row) in pair.iter().enumerate().filter(|(_, row)| !rows.contains(row.as_str())) {
+                let message = format!("no row has the label `{row}`, expected a label of the axis `{}`", params.rows);
+                let help = match nearest(row, rows.iter().copied()) {
+                    Some(near) => format!("there is a row `{near}`"),
+                    None => format!("the rows are {}", listed(rows.iter().copied(), "and")),
+                };
+                problems.push(Problem::new(&["compare", &at.to_string(), &side.to_string()], message).help(help));
+            }
+        }
+        if problems.is_empty() {
+            problems.extend(collision(params, results));
+        }
+        problems
+    }
+
     fn run(&self, params: &TableParams, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let results = ctx
             .inputs("results")
@@ -121,6 +161,48 @@ impl Op for Tabulate {
         fs_err::write(folder.join("table.tex"), text::latex(&table))?;
         Ok(())
     }
+}
+
+/// An axis that nothing of what arrives has.
+fn no_axis(name: &str, axis: &str, results: &[BTreeMap<String, String>]) -> Problem {
+    let there: BTreeSet<&str> = results.iter().flat_map(|labels| labels.keys().map(String::as_str)).collect();
+    let help = match nearest(axis, there.iter().copied()) {
+        _ if there.is_empty() => {
+            "the results have no axes: give a step before this one `each`, or use an axis of `[matrix]`".to_owned()
+        }
+        Some(near) => format!("there is an axis `{near}`"),
+        None => format!("the results' axes are {}", listed(there, "and")),
+    };
+    Problem::new(&[name], format!("no result has the axis `{axis}`")).help(help)
+}
+
+/// Two results that fall into one place of the table: the axes they differ in are what the recipe forgot.
+fn collision(params: &TableParams, results: &[BTreeMap<String, String>]) -> Option<Problem> {
+    let mut places = BTreeMap::new();
+    for labels in results {
+        let at = |axis: Option<&String>| axis.and_then(|axis| labels.get(axis));
+        let place = (at(Some(&params.rows)), at(params.columns.as_ref()), at(params.over.as_ref()));
+        let Some(other) = places.insert(place, labels) else { continue };
+        let message = format!("{} and {} fall into one place of the table", shown(other), shown(labels));
+        let names: BTreeSet<&String> = other.keys().chain(labels.keys()).collect();
+        let differ = names.into_iter().filter(|name| other.get(*name) != labels.get(*name)).map(String::as_str);
+        let differ: Vec<&str> = differ.collect();
+        let help = if differ.is_empty() {
+            "list each result once".to_owned()
+        } else {
+            let axes = listed(differ.iter().copied(), "and");
+            let first = differ[0];
+            format!("they differ in {axes}: name it in `columns` or `over`, or pick a label, `\"@score[{first}=..]\"`")
+        };
+        return Some(Problem::new(&["results"], message).help(help));
+    }
+    None
+}
+
+/// How a result is named in messages.
+fn shown(labels: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> = labels.iter().map(|(axis, label)| format!("{axis}={label}")).collect();
+    if labels.is_empty() { "a result without labels".to_owned() } else { format!("`[{}]`", labels.join(",")) }
 }
 
 #[cfg(test)]
