@@ -144,7 +144,7 @@ fn a_wrong_recipe_ends_with_3_and_says_everything_that_is_wrong() {
     wrong(&place, RECIPE, &set("step.act.group=many"), &["group", "an integer"]);
     wrong(&place, RECIPE, &set("step.nobody.group=3"), &["nobody"]);
     wrong(&place, RECIPE, &set("nonsense"), &["nonsense", "="]);
-    let broken = quickstart().replace("group         = 8", "groop = 8").replace("\"@base\"", "\"@bass\"");
+    let broken = quickstart().replace("[step.act]", "[step.act]\ngroop = 8").replace("\"@base\"", "\"@bass\"");
     place.write("broken.toml", &broken);
     wrong(&place, RECIPE, &["run", "broken.toml"], &["broken.toml:", "`groop`", "`group`", "`bass`", "`base`", "^"]);
     // A wrong recipe is found before anything runs.
@@ -264,9 +264,9 @@ fn the_schema_takes_the_quickstart_and_refuses_unknown_keys() {
     assert!(told.is_empty(), "{told:#?}");
     for (from, to) in [
         ("[matrix]", "[matricks]"),
-        ("epochs        = 6", "epoks = 6"),
-        ("vocab_size = 640", "vocab_size = \"many\""),
-        ("op      = \"pretrain\"", "op = \"pretrane\""),
+        ("[step.act]", "[step.act]\nepoks = 6"),
+        ("[step.initial]", "[step.initial]\nbatch = \"many\""),
+        ("\"pretrain\"", "\"pretrane\""),
     ] {
         let changed = recipe.replacen(from, to, 1);
         assert_ne!(changed, recipe, "the quickstart has no `{from}`");
