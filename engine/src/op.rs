@@ -278,7 +278,9 @@ pub trait DynOp: Send + Sync {
     fn ports(&self, params: &Value) -> Ports;
     fn resources(&self, params: &Value) -> Resources;
     fn check(&self, params: &Value) -> Vec<Problem>;
-    fn check_inputs(&self, params: &Value, inputs: &InputLabels) -> Vec<Problem>;
+    fn check_inputs(&self, _params: &Value, _inputs: &InputLabels) -> Vec<Problem> {
+        Vec::new()
+    }
     fn run(&self, params: &Value, ctx: &mut OpContext<'_>) -> Result<(), OpError>;
 }
 
