@@ -199,6 +199,15 @@ impl Store {
         Ok(path)
     }
 
+    /// Where a key's scratch folder is, if it is there. Creates nothing.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn left_scratch(&self, key: &ActionKey) -> Result<Option<Utf8PathBuf>, StoreError> {
+        let path = self.layout().scratch(key);
+        Ok(self.disk().stat(&path).at("look at", &path)?.map(|_| path))
+    }
+
     /// Removes a key's scratch folder; fine where there is none. For whoever holds the key's lock.
     ///
     /// # Errors

@@ -121,6 +121,7 @@ impl From<PlanError> for Failure {
                 let help = nearest.map(|name| format!("a step has the name `{name}`"));
                 Failure::Plain { exit: Exit::Usage, message, help }
             }
+            PlanError::UnknownVariant { help, .. } => Failure::Plain { exit: Exit::Usage, message, help: Some(help) },
             PlanError::Key { .. } => Failure::Plain { exit: Exit::Recipe, message, help: None },
             PlanError::Store(error) => error.into(),
             PlanError::Journal(_) => Failure::world(message),

@@ -83,6 +83,7 @@ golden! {
     // --- the top ---
     an_unknown_top_level_key_is_named: wrong("nmae = \"x\"\nabout = 3\n[step.demos]\nop = \"demos\"\ncount = 1\n");
     a_recipe_without_steps_says_how_to_write_one: wrong("name = \"empty\"\n");
+    numbers_that_are_none_do_not_hide_other_mistakes: set("[vars]\nrate = inf\n[step.demos]\nop = \"demos\"\ncount = 99999999999999999999\n[step.base]\nop = \"pretrane\"\n[step.a]\nop = \"sft\"\nmodel = \"@demos\"\ndata = \"@demos\"\nlearning_rate = \"$rate\"\nepoch = 1\n", &["step.a.limit=88888888888888888888"]);
     sections_that_are_no_tables_are_named: wrong("vars = 3\nstep = [\"a\"]\n");
 
     // --- ops and keys ---
@@ -151,6 +152,7 @@ golden! {
 
     // --- profiles, --set, extends ---
     a_profile_that_sets_nothing_real_is_wrong_even_unused: wrong(&format!("{SOUND}[profile.smoke]\nset = {{ \"step.dmos.count\" = 1, \"vars.x\" = 2, \"step.demos\" = 3 }}\nsteps = 3\n"));
+    a_profile_that_is_not_chosen_is_held_against_the_ops: wrong(&format!("{SOUND}[profile.smoke]\nset = {{ \"step.demos.coun\" = 1, \"step.initial.dta\" = \"@demos\", \"step.initial.epochs\" = 0 }}\n[profile.good]\nset = {{ \"step.demos.count\" = 1, \"step.initial.seed\" = 3 }}\n"));
     an_unknown_profile_gets_the_nearest_name: drawn(&format!("{SOUND}[profile.smoke]\nset = {{ \"step.demos.count\" = 1 }}\n"), &Overrides { profile: Some("smok".into()), set: vec![] });
     a_set_that_names_nothing_gets_the_nearest_name: set(&format!("[vars]\nenv = \"h\"\n{SOUND}"), &["enf=x", "step.dmos.count=1", "step.demos.count.x=1", "count", "nope.a.b=1"]);
     a_wrong_value_from_set_is_shown_on_the_command_line: set(SOUND, &["step.demos.count=0", "step.initial.learning_rat=1e-3"]);

@@ -162,6 +162,37 @@ fn one_change_is_planned_explained_and_run_alone() {
 }
 
 #[test]
+fn why_traces_a_pending_step_to_what_has_to_run() {
+    let place = Place::new();
+    place.go(&["run", "--no-out"]);
+    let change = ["--set", "step.demos.count=7"];
+    snapshot!(place.shown(&["why", "report", change[0], change[1]]));
+    snapshot!(place.shown(&["plan", change[0], change[1]]));
+    let answer = place.json(&["why", "table", change[0], change[1], "--json"]);
+    assert_eq!(answer[0]["roots"][0]["steps"], serde_json::json!(["demos[seed=0]", "demos[seed=1]"]));
+}
+
+#[test]
+fn a_step_with_a_checkpoint_was_interrupted_and_did_not_never_run() {
+    let place = Place::new();
+    let key = place.json(&["plan", "demos[seed=0]", "--json"])["steps"][0]["key"].as_str().unwrap().to_owned();
+    let scratch = place.path().join("store/v1/scratch").join(key).join("op");
+    fs_err::create_dir_all(&scratch).unwrap();
+    assert!(place.stdout(&["why", "demos[seed=0]"]).contains("never ran"), "an empty folder is no checkpoint");
+    fs_err::write(scratch.join("state"), "1").unwrap();
+    snapshot!(place.shown(&["why", "demos"]));
+    snapshot!(place.shown(&["plan"]));
+}
+
+#[test]
+fn a_label_that_does_not_exist_is_answered_with_those_that_do() {
+    let place = Place::new();
+    for name in ["demos[lr=0.01]", "demos[sed=0]", "demos[seed=3]", "table[seed=0]"] {
+        snapshot!(place.shown(&["plan", "small.toml", name]));
+    }
+}
+
+#[test]
 fn why_compares_a_new_step_with_the_nearest_result() {
     let place = Place::new();
     place.go(&["run", "demos"]);

@@ -71,6 +71,16 @@ impl Findings {
         }
     }
 
+    /// Adds findings, and drops what others said about the same places: it follows from these.
+    pub(crate) fn blame(&mut self, roots: &[Diagnostic]) {
+        let places: Vec<&Span> = roots.iter().filter_map(|d| d.primary.as_ref().map(|(span, _)| span)).collect();
+        self.found.retain(|d| {
+            let spans = d.primary.iter().chain(&d.related).map(|(span, _)| span);
+            !spans.into_iter().any(|span| places.contains(&span))
+        });
+        roots.iter().for_each(|d| self.push(d.clone()));
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

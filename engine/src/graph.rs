@@ -25,6 +25,12 @@ pub struct Span {
     pub bytes: Range<usize>,
 }
 
+impl Span {
+    pub(crate) fn within(&self, outer: &Span) -> bool {
+        self.source == outer.source && outer.bytes.start <= self.bytes.start && self.bytes.end <= outer.bytes.end
+    }
+}
+
 /// One variant of one step.
 #[derive(Clone)]
 pub struct Node {

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod reason;
 pub mod recipe;
 pub mod resolve;
+pub mod root;
 pub mod run;
 pub mod schedule;
 pub mod schema;

@@ -7,6 +7,7 @@
 //! Invariants: planning writes nothing; a node is `Reuse` only if all it reads from is; a node with inputs that will
 //! be made anew is `Pending`, because equal bytes may come out and stop the ripple.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actloom_cache::{Action, ActionKey, Store, StoreError};
@@ -15,13 +16,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::debug_span;
 
-use crate::diagnostic::nearest;
+use crate::diagnostic::{listed, nearest};
 use crate::graph::{Graph, Node};
 use crate::journal::Journal;
 use crate::key::{self, KeyError};
 use crate::op::DeviceRequest;
 use crate::reason::{Reason, differences};
 use crate::schedule;
+use crate::step::OP_SCRATCH;
 
 /// What is wanted.
 #[derive(Clone, Debug, Default)]
@@ -94,6 +96,8 @@ impl Plan {
 pub enum PlanError {
     #[error("recipe `{recipe}` has no step `{name}`")]
     UnknownStep { recipe: String, name: String, nearest: Option<String> },
+    #[error("{message}")]
+    UnknownVariant { message: String, help: String },
     #[error("step `{step}`: {error}")]
     Key { step: String, error: KeyError },
     #[error(transparent)]
@@ -149,7 +153,14 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
             let key = key::of_manifest(&manifest).map_err(as_plan_error)?;
             match store.action(&key)? {
                 _ if is_forced => Verdict::Run { key, reasons: vec![Reason::Forced] },
-                None => Verdict::Run { key, reasons: explain()? },
+                None => {
+                    let mut reasons = explain()?;
+                    if has_checkpoint(store, &key)? {
+                        reasons.retain(|reason| *reason != Reason::NeverRan);
+                        reasons.insert(0, Reason::Interrupted);
+                    }
+                    Verdict::Run { key, reasons }
+                }
                 Some(action) if store.complete(&action)? => {
                     let action = Arc::new(action);
                     actions[index] = Some(Arc::clone(&action));
@@ -196,6 +207,9 @@ pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanErr
             node.step == step
                 && labels.iter().all(|(axis, label)| node.labels.get(*axis).is_some_and(|l| l.as_str() == *label))
         }));
+        if selected.len() == before && graph.nodes.node_weights().any(|node| node.step == step) {
+            return Err(no_variant(graph, step, &labels));
+        }
         if selected.len() == before {
             let displays: Vec<String> = graph.nodes.node_weights().map(Node::display).collect();
             let steps = graph.nodes.node_weights().map(|node| node.step.as_str());
@@ -206,6 +220,40 @@ pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanErr
     selected.sort();
     selected.dedup();
     Ok(selected)
+}
+
+/// Why a step that exists has no variant with these labels.
+fn no_variant(graph: &Graph, step: &str, labels: &[(&str, &str)]) -> PlanError {
+    let variants: Vec<&Node> = graph.nodes.node_weights().filter(|node| node.step == step).collect();
+    let axes: BTreeSet<&str> = variants.iter().flat_map(|node| node.labels.keys().map(String::as_str)).collect();
+    for (axis, label) in labels {
+        if !axes.contains(axis) {
+            let help = match nearest(axis, axes.iter().copied()) {
+                _ if axes.is_empty() => format!("nothing multiplies it: write `{step}`"),
+                Some(near) => format!("there is an axis `{near}`"),
+                None => format!("its axes are {}", listed(axes.iter().copied(), "and")),
+            };
+            return PlanError::UnknownVariant { message: format!("step `{step}` has no axis `{axis}`"), help };
+        }
+        let mut there: Vec<&str> = Vec::new();
+        for has in variants.iter().filter_map(|node| node.labels.get(*axis)) {
+            if !there.contains(&has.as_str()) {
+                there.push(has);
+            }
+        }
+        if !there.contains(label) {
+            let message = format!("axis `{axis}` of step `{step}` has no label `{label}`");
+            let help = match nearest(label, there.iter().copied()) {
+                Some(near) if there.len() > 6 => format!("there is a label `{near}`"),
+                _ => format!("its labels are {}", listed(there, "and")),
+            };
+            return PlanError::UnknownVariant { message, help };
+        }
+    }
+    let message = format!("no variant of step `{step}` has all of these labels");
+    let names: Vec<String> = variants.iter().map(|node| node.display()).collect();
+    let help = format!("its variants are {}", listed(names.iter().map(String::as_str), "and"));
+    PlanError::UnknownVariant { message, help }
 }
 
 fn split(name: &str) -> (&str, Vec<(&str, &str)>) {
@@ -232,6 +280,13 @@ fn name_sources(graph: &Graph, node: NodeIndex, mut reasons: Vec<Reason>) -> Vec
         }
     }
     reasons
+}
+
+/// Whether a run that did not finish left something to continue from.
+fn has_checkpoint(store: &Store, key: &ActionKey) -> Result<bool, PlanError> {
+    let Some(scratch) = store.left_scratch(key)? else { return Ok(false) };
+    // A folder that goes away meanwhile belongs to a step that just finished.
+    Ok(std::fs::read_dir(scratch.join(OP_SCRATCH)).is_ok_and(|mut files| files.next().is_some()))
 }
 
 /// The outputs of an action that the store no longer has whole.

@@ -59,6 +59,8 @@ pub enum Reason {
         old: Value,
         new: Value,
     },
+    /// A run of this very step was stopped or killed, and left a checkpoint.
+    Interrupted,
     /// Asked for on the command line.
     Forced,
 }
@@ -86,6 +88,7 @@ impl std::fmt::Display for Reason {
             Reason::SeedChanged { old, new } => write!(f, "seed {}", change(Some(old), Some(new))),
             Reason::DeviceChanged { old, new } => write!(f, "pinned device {}", change(old.as_ref(), new.as_ref())),
             Reason::KeyVersion { old, new } => write!(f, "version of the key format {}", change(Some(old), Some(new))),
+            Reason::Interrupted => f.write_str("interrupted; continues from its checkpoint"),
             Reason::Forced => f.write_str("forced"),
         }
     }

@@ -179,6 +179,18 @@ pub struct Recipe {
     pub root: Table,
     /// Overrides that name nothing; [`crate::resolve`] reports them with everything else.
     pub(crate) overrides: Vec<Diagnostic>,
+    /// Numbers that cannot be held; reported alike. What else is found at these places follows from them.
+    pub(crate) numbers: Vec<Diagnostic>,
+    /// The profiles that are not chosen.
+    pub(crate) unchosen: Vec<Unchosen>,
+}
+
+/// A profile that is not chosen, and what the recipe would be if it were.
+#[derive(Clone, Debug)]
+pub(crate) struct Unchosen {
+    pub root: Table,
+    /// Where its keys and values stand: what is found there is its fault.
+    pub places: Vec<Span>,
 }
 
 /// What the command line changes.
@@ -242,6 +254,7 @@ fn reason(error: &std::io::Error) -> String {
 struct Reader {
     sources: Sources,
     findings: Findings,
+    numbers: Vec<Diagnostic>,
     /// Files being read, each with the `extends` that led to it.
     chain: Vec<(Utf8PathBuf, Option<Span>)>,
 }
@@ -249,10 +262,11 @@ struct Reader {
 impl Reader {
     fn read(&mut self, path: &Utf8Path, text: String) -> Table {
         let id = self.sources.add(Source { name: path.to_string(), path: Some(path.to_owned()), text });
-        let (mut root, found) = text::read(&self.sources.get(id).text, id);
-        for d in found {
+        let text::Read { mut root, syntax, numbers } = text::read(&self.sources.get(id).text, id);
+        for d in syntax {
             self.findings.push(d);
         }
+        self.numbers.extend(numbers);
         let Some(extends) = root.get("extends").cloned() else { return root };
         root = root.entries.into_iter().filter(|(key, _)| key.text != "extends").collect();
         match self.base(path, &extends) {
@@ -306,11 +320,14 @@ impl Reader {
     fn finish(mut self, path: &Utf8Path, mut root: Table, overrides: &Overrides) -> Result<Recipe, Diagnostics> {
         // Overrides of a recipe that was not read whole would only be noise.
         if !self.findings.is_empty() {
+            self.numbers.into_iter().for_each(|d| self.findings.push(d));
             return Err(self.findings.finish(self.sources));
         }
         let mut found = Findings::default();
-        overrides::apply(&mut root, &mut self.sources, overrides, &mut found);
-        Ok(Recipe { sources: self.sources, path: path.to_owned(), root, overrides: found.into_found() })
+        let mut numbers = self.numbers;
+        let unchosen = overrides::apply(&mut root, &mut self.sources, overrides, &mut found, &mut numbers);
+        let overrides = found.into_found();
+        Ok(Recipe { sources: self.sources, path: path.to_owned(), root, overrides, numbers, unchosen })
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) use self::describe::{describe, lookup};
 use self::multiply::Done;
 use self::scope::World;
 use crate::diagnostic::{Diagnostic, Diagnostics, Findings};
-use crate::graph::{Graph, Input, Node, Source};
+use crate::graph::{Graph, Input, Node, Source, Span};
 use crate::op::Registry;
 use crate::recipe::Recipe;
 
@@ -61,6 +61,23 @@ pub fn resolve(recipe: &Recipe, registry: &Registry) -> Result<Graph, Diagnostic
     let mut findings = Findings::default();
     recipe.overrides.iter().for_each(|d| findings.push(d.clone()));
     let graph = attempt(recipe, registry, &mut findings);
+    for profile in &recipe.unchosen {
+        let mut found = Findings::default();
+        let copy = Recipe {
+            sources: recipe.sources.clone(),
+            path: recipe.path.clone(),
+            root: profile.root.clone(),
+            overrides: Vec::new(),
+            numbers: Vec::new(),
+            unchosen: Vec::new(),
+        };
+        attempt(&copy, registry, &mut found);
+        // Whatever is wrong elsewhere is wrong without the profile too, or depends on what else is chosen.
+        let own = |span: &Span| profile.places.iter().any(|place| span.within(place));
+        let own = found.into_found().into_iter().filter(|d| d.primary.as_ref().is_some_and(|(span, _)| own(span)));
+        own.for_each(|d| findings.push(d));
+    }
+    findings.blame(&recipe.numbers);
     match graph {
         Some(graph) if findings.is_empty() => Ok(graph),
         _ => Err(findings.finish(recipe.sources.clone())),

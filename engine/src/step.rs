@@ -27,6 +27,8 @@ use crate::stop::Stop;
 
 /// The output that every step has.
 pub(crate) const METRICS: &str = "metrics";
+/// The op's own folder in the scratch folder of its key; what is in it is a checkpoint.
+pub(crate) const OP_SCRATCH: &str = "op";
 /// A progress report may come this often; more are for nobody.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
@@ -172,7 +174,7 @@ impl StepRun<'_> {
             self.store.clear_scratch(key)?;
         }
         let scratch = self.store.scratch(key)?;
-        let op_scratch = scratch.join("op");
+        let op_scratch = scratch.join(OP_SCRATCH);
         fs_err::create_dir_all(&op_scratch)?;
 
         // 2. The op.

@@ -1,7 +1,9 @@
 //! `actloom plan`: what a run would do, and why.
 
+use actloom_engine::graph::Graph;
 use actloom_engine::plan::{Goal, Plan as Planned, Verdict, plan};
 use actloom_engine::reason::Reason;
+use actloom_engine::root::root_steps;
 
 use crate::args::{Global, Plan};
 use crate::exit::{Exit, Failure};
@@ -15,13 +17,14 @@ pub fn run(args: &Plan, global: &Global) -> Result<Exit, Failure> {
     let store = load::store(global)?;
     let goal = Goal { steps, force: args.force.clone(), device: loaded.device };
     let plan = plan(&loaded.graph, &goal, &store)?;
-    out_either(global.json, &plan, || table(&plan, args.all));
+    out_either(global.json, &plan, || table(&loaded.graph, &plan, args.all));
     Ok(Exit::Done)
 }
 
 /// A line for every variant with `--all`; else one for all variants of a step that have the same lot, and none for
 /// what is reused.
-fn table(plan: &Planned, all: bool) -> String {
+fn table(graph: &Graph, plan: &Planned, all: bool) -> String {
+    let roots = root_steps(graph, plan);
     let mut rows: Vec<(usize, [String; 4])> = Vec::new();
     for step in plan.steps.iter().filter(|step| all || !matches!(step.verdict, Verdict::Reuse { .. })) {
         let (verdict, why) = match &step.verdict {
@@ -31,7 +34,8 @@ fn table(plan: &Planned, all: bool) -> String {
                 let because = if all { because.clone() } else { steps_of(because) };
                 let known = reasons.iter().filter(|reason| **reason != Reason::NeverRan).cloned().collect::<Vec<_>>();
                 let known = if known.is_empty() { String::new() } else { format!("; {}", sentence(&known)) };
-                ("pending", waits_for(&because) + &known)
+                let roots: &[&str] = &roots[step.node.index()];
+                ("pending", waits_for(&because) + &after_all(roots, &steps_of(&because)) + &known)
             }
         };
         let name = if all { &step.name } else { &step.step };
@@ -54,6 +58,19 @@ fn table(plan: &Planned, all: bool) -> String {
         "{table}{} steps: {} reused, {} to run, {} pending\n",
         counts.steps, counts.reuse, counts.run, counts.pending
     )
+}
+
+/// `, in the end for a and b`: the steps at the root, where those waited for are not all of them.
+fn after_all(roots: &[&str], direct: &[String]) -> String {
+    if roots.iter().all(|root| direct.iter().any(|step| step == root)) {
+        return String::new();
+    }
+    match roots {
+        [] => String::new(),
+        [one] => format!(", in the end for {one}"),
+        [first, second] => format!(", in the end for {first} and {second}"),
+        [first, second, rest @ ..] => format!(", in the end for {first}, {second} and {} more", rest.len()),
+    }
 }
 
 /// The steps of some variants, each once.

@@ -2,12 +2,14 @@
 
 use actloom_engine::cache::Store;
 use actloom_engine::graph::Graph;
+use actloom_engine::key::graph_dependencies;
 use actloom_engine::plan::{Goal, Nearest, Plan, Planned, Verdict, nearest_action, plan, select};
 use actloom_engine::reason::Reason;
+use actloom_engine::root::{Root, roots};
 use owo_colors::OwoColorize;
 use serde::Serialize;
 
-use super::plan::waits_for;
+use super::plan::{sentence, waits_for};
 use crate::args::{Global, Why};
 use crate::exit::{Exit, Failure};
 use crate::load;
@@ -19,7 +21,12 @@ struct Answer<'a> {
     step: &'a Planned,
     /// The recorded result most like this step's, where the step itself never ran.
     nearest: Option<Nearest>,
+    /// For a pending step: what has to run before it for a reason of its own.
+    roots: Vec<Root>,
 }
+
+/// More lines of reasons, and more names in a line, are only counted.
+const SHOWN: usize = 5;
 
 pub fn run(args: &Why, global: &Global) -> Result<Exit, Failure> {
     let (path, steps) = load::words(&args.words)?;
@@ -27,9 +34,14 @@ pub fn run(args: &Why, global: &Global) -> Result<Exit, Failure> {
     let store = load::store(global)?;
     let plan = plan(&loaded.graph, &Goal { steps: steps.clone(), device: loaded.device, ..Goal::default() }, &store)?;
     let asked = if steps.is_empty() { None } else { Some(select(&loaded.graph, &steps)?) };
+    let dependencies = graph_dependencies(&loaded.graph);
     let mut answers = Vec::new();
     for step in plan.steps.iter().filter(|step| asked.as_ref().is_none_or(|asked| asked.contains(&step.node))) {
-        answers.push(Answer { step, nearest: nearest(&loaded.graph, &plan, step, &store)? });
+        let roots = match step.verdict {
+            Verdict::Pending { .. } => roots(&dependencies, &plan, step.node),
+            _ => Vec::new(),
+        };
+        answers.push(Answer { step, nearest: nearest(&loaded.graph, &plan, step, &store)?, roots });
     }
     out_either(global.json, &answers, || answers.iter().map(explain).collect());
     Ok(Exit::Done)
@@ -45,7 +57,7 @@ fn nearest(graph: &Graph, plan: &Plan, step: &Planned, store: &Store) -> Result<
 }
 
 fn explain(answer: &Answer<'_>) -> String {
-    let Answer { step, nearest } = answer;
+    let Answer { step, nearest, roots } = answer;
     let name = step.name.bold();
     let (mut text, reasons) = match &step.verdict {
         Verdict::Reuse { key, action } => {
@@ -58,6 +70,12 @@ fn explain(answer: &Answer<'_>) -> String {
             (format!("{name} {}; it is reused if they come out as before\n", waits_for(because)), reasons)
         }
     };
+    for root in roots.iter().take(SHOWN) {
+        text += &format!("  because {}: {}\n", some(&root.steps), sentence(&root.reasons));
+    }
+    if let Some(more) = roots.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        text += &format!("  and {more} more\n");
+    }
     for reason in reasons {
         text += &format!("  {reason}\n");
     }
@@ -75,4 +93,12 @@ fn explain(answer: &Answer<'_>) -> String {
         }
     }
     text
+}
+
+/// `a, b and 3 more`.
+fn some(names: &[String]) -> String {
+    match names.get(SHOWN..) {
+        None | Some([]) => names.join(", "),
+        Some(rest) => format!("{} and {} more", names[..SHOWN].join(", "), rest.len()),
+    }
 }

@@ -1,22 +1,35 @@
 //! Profiles and `--set`: values put over the recipe's by path.
 //!
 //! Invariants: a path begins with `vars`, `matrix` or `step`, or is one name, which means a variable; it may add a key
-//! to a step (whether the op knows it is for [`crate::resolve`]), never a step, a variable or an axis. The paths of
-//! every profile are checked, chosen or not; `--set` wins over the profile.
+//! to a step (whether the op knows it is for [`crate::resolve`], for profiles that are not chosen too), never a step, a
+//! variable or an axis. The paths of every profile are checked, chosen or not; `--set` wins over the profile.
 
 use std::ops::Range;
 
-use super::{Data, Key, Overrides, Table, Value, span, text};
+use super::{Data, Key, Overrides, Table, Unchosen, Value, span, text};
 use crate::diagnostic::{Diagnostic, Findings, listed, nearest};
 use crate::graph::Span;
 use crate::source::{Source, SourceId, Sources};
 
-pub(super) fn apply(root: &mut Table, sources: &mut Sources, overrides: &Overrides, findings: &mut Findings) {
+/// Returns the profiles that are not chosen.
+pub(super) fn apply(
+    root: &mut Table,
+    sources: &mut Sources,
+    overrides: &Overrides,
+    findings: &mut Findings,
+    numbers: &mut Vec<Diagnostic>,
+) -> Vec<Unchosen> {
+    let mut unchosen = Vec::new();
     let profiles = root.get("profile").and_then(Value::as_table).cloned().unwrap_or_default();
     // Checked on a copy, so that a profile that is not chosen leaves no trace.
     for (name, profile) in profiles.iter() {
         let mut copy = root.clone();
         apply_profile(&mut copy, name, profile, findings);
+        if overrides.profile.as_ref() != Some(&name.text) {
+            let mut places = Vec::new();
+            profile.as_table().into_iter().for_each(|table| all_places(table, &mut places));
+            unchosen.push(Unchosen { root: copy, places });
+        }
     }
     if let Some(chosen) = &overrides.profile {
         match profiles.entry(chosen) {
@@ -40,7 +53,18 @@ pub(super) fn apply(root: &mut Table, sources: &mut Sources, overrides: &Overrid
         }
     }
     for set in &overrides.set {
-        apply_set(root, sources, set, findings);
+        apply_set(root, sources, set, findings, numbers);
+    }
+    unchosen
+}
+
+/// Where every key and value stands.
+fn all_places(table: &Table, places: &mut Vec<Span>) {
+    for (key, value) in table.iter() {
+        places.extend([key.span.clone(), value.span.clone()]);
+        if let Data::Table(inner) = &value.data {
+            all_places(inner, places);
+        }
     }
 }
 
@@ -107,7 +131,13 @@ fn set_all(root: &mut Table, before: &mut Vec<(String, Span)>, set: &Table, find
     }
 }
 
-fn apply_set(root: &mut Table, sources: &mut Sources, set: &str, findings: &mut Findings) {
+fn apply_set(
+    root: &mut Table,
+    sources: &mut Sources,
+    set: &str,
+    findings: &mut Findings,
+    numbers: &mut Vec<Diagnostic>,
+) {
     let id = sources.add(Source { name: "--set".to_owned(), path: None, text: set.to_owned() });
     let Some((left, right)) = set.split_once('=') else {
         findings.push(
@@ -125,17 +155,13 @@ fn apply_set(root: &mut Table, sources: &mut Sources, set: &str, findings: &mut 
         );
         return;
     };
-    let mut found = Vec::new();
     let offset = left.len() + 1 + (right.len() - right.trim_start().len());
     let right = right.trim();
-    let value = text::read_value(right, id, offset, &mut found).unwrap_or_else(|| Value {
+    let value = text::read_value(right, id, offset, numbers).unwrap_or_else(|| Value {
         span: place(id, right, offset),
         via: None,
         data: Data::String(right.trim().to_owned()),
     });
-    for d in found {
-        findings.push(d);
-    }
     let path: Vec<(String, Span)> =
         segments(left, &path, id).unwrap_or_else(|| path.into_iter().map(|name| (name, at.clone())).collect());
     put(root, &path, value, findings);

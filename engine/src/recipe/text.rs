@@ -10,8 +10,18 @@ use super::{Data, Key, Table, Value, span};
 use crate::diagnostic::Diagnostic;
 use crate::source::SourceId;
 
-/// The text's table, as far as it could be read, and what is wrong with the text.
-pub(super) fn read(text: &str, source: SourceId) -> (Table, Vec<Diagnostic>) {
+/// What a text says, and what is wrong with it.
+pub(super) struct Read {
+    /// As far as it could be read.
+    pub root: Table,
+    /// It is no TOML.
+    pub syntax: Vec<Diagnostic>,
+    /// Numbers that are TOML and nothing this program can hold; something harmless stands in their place.
+    pub numbers: Vec<Diagnostic>,
+}
+
+/// Reads a whole text.
+pub(super) fn read(text: &str, source: SourceId) -> Read {
     let (root, errors) = DeTable::parse_recoverable(text);
     // Whatever stands below a header that is there twice is there twice too, and not worth a word.
     let repeated: Vec<usize> = errors
@@ -31,10 +41,11 @@ pub(super) fn read(text: &str, source: SourceId) -> (Table, Vec<Diagnostic>) {
         let within = header.is_some_and(|h| !text[h..floor(text, span.start)].contains('\n'));
         !within && header.is_some_and(|h| repeated.contains(&h))
     };
-    let mut found: Vec<Diagnostic> =
+    let syntax: Vec<Diagnostic> =
         errors.iter().filter(|error| !below(error)).map(|error| syntax(text, source, error)).collect();
-    let root = table(root.get_ref(), source, 0, &mut found);
-    (root, found)
+    let mut numbers = Vec::new();
+    let root = table(root.get_ref(), source, 0, &mut numbers);
+    Read { root, syntax, numbers }
 }
 
 /// One value, standing at `offset` of its source; `None` where the text is no TOML value.

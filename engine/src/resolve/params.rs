@@ -61,7 +61,7 @@ pub(super) fn check(step: &StepDef<'_>, info: &OpInfo, table: &Table, absent: &[
         _ => serde_json::Map::new(),
     };
     for (key, value) in table.iter() {
-        if !bad.iter().any(|span| inside(span, &value.span)) {
+        if !bad.iter().any(|span| span.within(&value.span)) {
             sound.insert(key.text.clone(), value.to_json());
         }
     }
@@ -90,10 +90,6 @@ fn may_refer(value: &Value) -> bool {
 
 fn json(table: &Table) -> Json {
     Json::Object(table.iter().map(|(key, value)| (key.text.clone(), value.to_json())).collect())
-}
-
-fn inside(inner: &Span, outer: &Span) -> bool {
-    inner.source == outer.source && outer.bytes.start <= inner.bytes.start && inner.bytes.end <= outer.bytes.end
 }
 
 /// A finding of the op itself, put where its path leads.
