@@ -77,6 +77,9 @@ pub enum Verb {
     Schema,
     /// Show what a step made: outputs, metrics, provenance
     Show(Show),
+    /// Take a step's outputs out of the store, as files of your own
+    #[command(override_usage = "actloom export [OPTIONS] [RECIPE] STEP DIR")]
+    Export(Export),
     /// List past runs
     Runs(Runs),
     /// Look after the store
@@ -195,6 +198,14 @@ pub struct Ops {
 
 #[derive(Debug, clap::Args)]
 pub struct Show {
+    #[command(flatten)]
+    pub words: Words,
+    #[command(flatten)]
+    pub recipe: Recipe,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Export {
     #[command(flatten)]
     pub words: Words,
     #[command(flatten)]

@@ -3,8 +3,10 @@
 //! Invariant: no GPU is touched for a recipe in which no step asks for one or pins its device.
 
 use actloom_engine::graph::Graph;
-use actloom_engine::op::DeviceRequest;
+use actloom_engine::op::{DeviceRequest, OpError};
 use actloom_ops::model::open_device;
+
+use crate::exit::{Exit, Failure};
 
 /// Settles `auto` where a key or a resource depends on it.
 pub fn settle(request: DeviceRequest, graph: &Graph) -> DeviceRequest {
@@ -18,5 +20,17 @@ pub fn settle(request: DeviceRequest, graph: &Graph) -> DeviceRequest {
     match open_device(DeviceRequest::Auto) {
         Ok((device, _)) if device.is_cuda() => DeviceRequest::Cuda(0),
         _ => DeviceRequest::Cpu,
+    }
+}
+
+/// What the request became, and why.
+///
+/// # Errors
+/// When a device was demanded that cannot be had.
+pub fn announce(request: DeviceRequest) -> Result<String, Failure> {
+    match open_device(request) {
+        Ok((_, what)) => Ok(what),
+        Err(OpError::Failed { message, help }) => Err(Failure::Plain { exit: Exit::World, message, help }),
+        Err(error) => Err(Failure::world(error.to_string())),
     }
 }

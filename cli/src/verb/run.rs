@@ -9,6 +9,7 @@ use petgraph::graph::NodeIndex;
 use serde::Serialize;
 
 use crate::args::{Global, Run};
+use crate::device;
 use crate::exit::{Exit, Failure};
 use crate::load;
 use crate::outputs::{self, Shown, file_name};
@@ -34,6 +35,10 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     let goal = Goal { steps: steps.clone(), force: args.force.clone(), device: loaded.device };
     let plan = plan(graph, &goal, &store)?;
 
+    if plan.counts.run + plan.counts.pending > 0 {
+        // a device that cannot be had ends the run before anything is done for it
+        say(&format!("device {}", device::announce(loaded.device)?));
+    }
     let stop = Stop::new();
     let board = Board::new();
     let talker = board.clone();
@@ -46,16 +51,21 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
         [] => graph.nodes.node_indices().collect(),
         steps => select(graph, steps)?,
     };
-    let folder = (!args.no_out).then(|| args.out.join(file_name(&graph.name)));
+    // a profile's results stand beside the recipe's own, never in their place
+    let name = match &args.recipe.profile {
+        Some(profile) => format!("{}-{profile}", graph.name),
+        None => graph.name.clone(),
+    };
+    let folder = (!args.no_out).then(|| args.out.join(file_name(&name)));
     let shown = outputs::collect(graph, &store, &summary, &shown_of, folder.as_deref())?;
     if global.json {
         out_json(&Last { event: "summary", summary: &summary, outputs: &shown });
     } else {
         print_tables(&shown);
     }
-    for Shown { step, path, kind, .. } in &shown {
+    for Shown { step, path, .. } in &shown {
         if let Some(path) = path {
-            say(&format!("{kind} of {}: {path}", step.bold()));
+            say(&format!("{}: wrote {path}", step.bold()));
         }
     }
     say(&sentence(&summary));
