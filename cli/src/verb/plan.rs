@@ -34,7 +34,9 @@ fn table(graph: &Graph, plan: &Planned, all: bool) -> String {
                 let because = if all { because.clone() } else { steps_of(because) };
                 let known = reasons.iter().filter(|reason| **reason != Reason::NeverRan).cloned().collect::<Vec<_>>();
                 let known = if known.is_empty() { String::new() } else { format!("; {}", sentence(&known)) };
-                let roots: &[&str] = &roots[step.node.index()];
+                // What never ran waits for what never ran; there is nothing to trace.
+                let fresh = reasons.contains(&Reason::NeverRan);
+                let roots: &[&str] = if fresh { &[] } else { &roots[step.node.index()] };
                 ("pending", waits_for(&because) + &after_all(roots, &steps_of(&because)) + &known)
             }
         };
@@ -69,6 +71,7 @@ fn after_all(roots: &[&str], direct: &[String]) -> String {
         [] => String::new(),
         [one] => format!(", in the end for {one}"),
         [first, second] => format!(", in the end for {first} and {second}"),
+        [first, second, third] => format!(", in the end for {first}, {second} and {third}"),
         [first, second, rest @ ..] => format!(", in the end for {first}, {second} and {} more", rest.len()),
     }
 }
