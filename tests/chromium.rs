@@ -34,7 +34,7 @@ fn chromium() -> Option<&'static str> {
 fn open(name: &str, place: &Place, args: &[&str]) -> crate::support::Ran {
     let mut command = Command::new(name);
     command.args(FLAGS).arg(format!("--user-data-dir={}", place.path("profile").display())).args(args);
-    command.arg(format!("file://{}", smoke().path("out/quickstart/report.html").display()));
+    command.arg(format!("file://{}", smoke().path("out/quickstart-smoke/report.html").display()));
     let ran = Running::start(command).finish();
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     ran

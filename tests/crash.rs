@@ -34,7 +34,7 @@ fn is_at(event: &Value, step: &str, done: u64) -> bool {
 fn same_as_uninterrupted(place: &Place) {
     assert_eq!(place.ids(), smoke().ids());
     for file in ["table.json", "table.csv", "table.md"] {
-        let name = format!("out/quickstart/table/{file}");
+        let name = format!("out/quickstart-smoke/table/{file}");
         assert_eq!(place.read(&name), smoke().read(&name), "{file}");
     }
 }

@@ -18,7 +18,7 @@ const CHANGE: &str = "step.act.learning_rate=0.001";
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn table(place: &Place, file: &str) -> String {
-    place.read(&format!("out/quickstart/table/{file}"))
+    place.read(&format!("out/quickstart-smoke/table/{file}"))
 }
 
 /// What the recipe writes, so that a recipe with other numbers needs no other test.
@@ -96,7 +96,7 @@ fn running_again_reuses_everything_at_once() {
     let again = || place.ok(&["run", "quickstart.toml", "--profile", "smoke"]);
     let first = again();
     let written = |path: &Path| -> SystemTime { std::fs::metadata(path).unwrap().modified().unwrap() };
-    let report = place.path("out/quickstart/report.html");
+    let report = place.path("out/quickstart-smoke/report.html");
     let before = written(&report);
     // The machine may be busy with other tests: the quickest of a few says what the program needs.
     let quickest = (0..5).map(|_| again().took).min().unwrap();
@@ -219,7 +219,7 @@ fn the_table_is_whole_in_every_format() {
 
 #[test]
 fn the_report_needs_nothing_but_itself() {
-    let page = smoke().read("out/quickstart/report.html");
+    let page = smoke().read("out/quickstart-smoke/report.html");
     assert!(page.starts_with("<!doctype html>") || page.starts_with("<!DOCTYPE html>"));
     // A name space is a name, not an address that is fetched; what begins with `#` is a part of the page.
     let page = page.replace("http://www.w3.org/2000/svg", "").replace("url(#", "");
