@@ -1,6 +1,7 @@
 //! One file a verb; each turns its arguments into text and an exit code.
 
 mod cache;
+mod export;
 mod graph;
 mod new;
 mod ops;
@@ -25,6 +26,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::Ops(verb) => ops::run(verb, global),
         Verb::Schema => schema::run(),
         Verb::Show(verb) => show::run(verb, global),
+        Verb::Export(verb) => export::run(verb, global),
         Verb::Runs(verb) => runs::run(verb, global),
         Verb::Cache(verb) => cache::run(verb, global),
         Verb::New(verb) => new::run(verb, global),
