@@ -51,8 +51,11 @@ fn table(plan: &Planned, all: bool) -> String {
         .collect();
     let table = if rows.is_empty() { String::new() } else { text::columns(&["", "step", "op", "why"], rows) + "\n" };
     format!(
-        "{table}{} steps: {} reused, {} to run, {} pending\n",
-        counts.steps, counts.reuse, counts.run, counts.pending
+        "{table}{}: {} reused, {} to run, {} pending\n",
+        text::counted(counts.steps, "step"),
+        counts.reuse,
+        counts.run,
+        counts.pending
     )
 }
 
