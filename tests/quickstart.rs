@@ -73,7 +73,7 @@ fn two_runs_in_different_places_make_the_same_bytes() {
     assert!(differ.is_empty(), "these steps made other bytes: {differ:?}");
     assert_eq!(ours.len(), theirs.len());
     for file in ["table.json", "table.csv", "table.md"] {
-        assert_eq!(table(smoke(), file), other.read(&format!("elsewhere/quickstart/table/{file}")), "{file}");
+        assert_eq!(table(smoke(), file), other.read(&format!("elsewhere/quickstart-smoke/table/{file}")), "{file}");
     }
     let show = |place: &Place| place.json(&["show", "quickstart.toml", "table", "--profile", "smoke"]);
     assert_eq!(show(smoke())[0]["action"]["outputs"], show(&other)[0]["action"]["outputs"]);

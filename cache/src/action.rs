@@ -84,7 +84,7 @@ fn split(bytes: &[u8]) -> Option<(&str, &str)> {
     Some((check, rest.strip_prefix(MIDDLE)?))
 }
 
-/// Reads the record of `key`; `None` where there is none.
+/// Reads the record of `key`; `None` where there is none, an error where it is damaged.
 pub(crate) fn read(disk: &dyn Disk, layout: &Layout, key: &ActionKey) -> Result<Option<Action>, StoreError> {
     let path = layout.record(key);
     let bytes = match disk.read(&path).at("read", &path) {

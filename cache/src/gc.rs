@@ -332,7 +332,7 @@ fn entries(store: &Store) -> Result<BTreeMap<ActionKey, ActionEntry>, StoreError
         let path = layout.record(key);
         // The time first: a use that comes between is a use that `collect` sees.
         let Some(stat) = disk.stat(&path).at("look at", &path)? else { return Ok(None) };
-        let Some(action) = store.action(key)? else { return Ok(None) };
+        let Some(action) = action::read(disk, layout, key)? else { return Ok(None) };
         let mut refers = References::default();
         for artifact in action.outputs.values() {
             refer(store, artifact, &mut refers)?;

@@ -3,6 +3,7 @@
 //! Invariants: a method either does the whole of what it says or leaves only garbage; every path handed out lies in this
 //! store; what is noted in the session is noted before it is relied on (see [`crate::lock`]).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,8 @@ struct Inner {
     disk: Arc<dyn Disk>,
     session: Mutex<Option<Session>>,
     staged: AtomicU64,
+    /// Damaged records that were warned of; once each is enough.
+    damaged: Mutex<BTreeSet<ActionKey>>,
 }
 
 impl fmt::Debug for Inner {
@@ -125,7 +128,8 @@ impl Store {
                 disk.sync_dir(folder).at("sync", folder)?;
             }
         }
-        let inner = Inner { layout, disk, session: Mutex::new(None), staged: AtomicU64::new(0) };
+        let inner =
+            Inner { layout, disk, session: Mutex::new(None), staged: AtomicU64::new(0), damaged: Mutex::default() };
         Ok(Store(Arc::new(inner)))
     }
 
@@ -146,18 +150,30 @@ impl Store {
         self.layout().runs()
     }
 
-    /// The recorded action of a key, if any. Its outputs may be gone: see [`Store::complete`].
+    /// The recorded action of a key, if any. Its outputs may be gone: see [`Store::complete`]. A damaged record is none,
+    /// with a warning that names its file: the step runs again, and publishing replaces the record.
     ///
     /// # Errors
-    /// A damaged record, by path; the file system's.
+    /// A record that a newer program wrote, by path; the file system's.
     pub fn action(&self, key: &ActionKey) -> Result<Option<Action>, StoreError> {
-        action::read(self.disk(), self.layout(), key)
+        match action::read(self.disk(), self.layout(), key) {
+            Err(StoreError::Record { path, why }) => {
+                if self.0.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(*key) {
+                    tracing::warn!(
+                        "action record `{path}` is damaged and counts as missing: {why}; `actloom cache verify --repair` \
+                         removes it"
+                    );
+                }
+                Ok(None)
+            }
+            action => action,
+        }
     }
 
-    /// Every recorded action, by key.
+    /// Every recorded action, by key; damaged records are left out, with a warning.
     ///
     /// # Errors
-    /// The first damaged record, by path; the file system's.
+    /// The first record that a newer program wrote, by path; the file system's.
     pub fn actions(&self) -> Result<Vec<Action>, StoreError> {
         let keys = action::keys(self.disk(), self.layout())?;
         let found = each(self.disk().lanes(), &keys, |key| self.action(key))?;
@@ -494,7 +510,8 @@ impl Store {
         verify::verify(self)
     }
 
-    /// Removes what `verify` found damaged, so that the steps which made it run again; how many files that were.
+    /// Removes what `verify` found damaged, and every record that needs what is gone, so that the steps which made it run
+    /// again; how many files that were.
     ///
     /// # Errors
     /// The file system's.

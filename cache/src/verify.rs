@@ -3,7 +3,8 @@
 //! 1. Hash every object and every manifest.
 //! 2. Read every record; look for every part that it names.
 //! 3. Name every file that should not be there.
-//! 4. [`Store::repair`], if asked: remove what is damaged, so that the steps which made it run again.
+//! 4. [`Store::repair`], if asked: remove what is damaged and the records that need it, so that the steps which made it
+//!    run again.
 //!
 //! Invariants: verifying changes nothing; what nobody refers to is garbage, not a problem; others may work in the store
 //! meanwhile, and what they do is no problem either.
@@ -11,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use crate::action::{self, ACTION_VERSION, Parts};
@@ -55,6 +56,13 @@ pub enum Problem {
     StrayFile {
         path: Utf8PathBuf,
     },
+}
+
+impl Problem {
+    /// Whether [`Store::repair`] does something about it.
+    pub fn is_repairable(&self) -> bool {
+        !matches!(self, Problem::UnknownRecord { .. } | Problem::StrayFile { .. })
+    }
 }
 
 impl fmt::Display for Problem {
@@ -196,43 +204,55 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport, StoreError> {
     Ok(report)
 }
 
-/// Removes what is still damaged of what a report names: corrupt objects and trees, and bad records. The actions that
-/// needed them are incomplete from then on. What is missing needs no repair, a newer program's record is not ours to
-/// judge, and a stray file may be somebody's; these stay.
+/// Removes what is still damaged of what a report names: corrupt objects and trees, and bad records; then every record
+/// that needs something which is not there. What is left verifies, but for what is not ours to judge: a newer program's
+/// record, and a stray file, which may be somebody's.
 pub(crate) fn repair(store: &Store, report: &VerifyReport) -> Result<u64, StoreError> {
     let (disk, layout) = (store.disk(), store.layout());
     let _alone = lock::exclude(disk, layout)?;
     let mut removed = 0;
+    let mut remove = |path: &Utf8Path, damaged: Result<bool, StoreError>| match damaged {
+        Ok(true) => {
+            disk.remove_file(path).at("remove", path)?;
+            removed += 1;
+            Ok(())
+        }
+        Err(error) if !error.is_not_found() => Err(error),
+        Ok(false) | Err(_) => Ok(()),
+    };
     for problem in &report.problems {
         // Somebody may have put the right content since.
-        let (path, damaged) = match problem {
-            Problem::CorruptObject { id, path } => (path, disk.hash(path).at("hash", path).map(|found| found != *id)),
+        match problem {
+            Problem::CorruptObject { id, path } => {
+                remove(path, disk.hash(path).at("hash", path).map(|found| found != *id))?;
+            }
             Problem::CorruptTree { id, path } => {
                 let text = disk.read(path).at("read", path);
-                (path, text.map(|text| ContentId::of_tree(&text) != *id || crate::tree::parse(&text).is_none()))
+                remove(path, text.map(|text| ContentId::of_tree(&text) != *id || crate::tree::parse(&text).is_none()))?;
             }
             Problem::BadRecord { path, .. } => {
                 let key = path.file_stem().and_then(|hex| hex.parse::<ActionKey>().ok());
                 let Some(key) = key else { continue };
-                (path, Ok(matches!(store.action(&key), Err(StoreError::Record { .. }))))
+                // Whoever has the lock is about to write it anew.
+                let Some(_lock) = lock::probe_key(disk, layout, &key)? else { continue };
+                remove(path, Ok(matches!(action::read(disk, layout, &key), Err(StoreError::Record { .. }))))?;
             }
-            Problem::MissingObject { .. } | Problem::UnknownRecord { .. } | Problem::StrayFile { .. } => continue,
-        };
-        match damaged {
-            Ok(true) => {
-                disk.remove_file(path).at("remove", path)?;
-                removed += 1;
-            }
-            Ok(false) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
+            Problem::MissingObject { .. } | Problem::UnknownRecord { .. } | Problem::StrayFile { .. } => {}
         }
+    }
+    if report.problems.iter().all(|problem| !problem.is_repairable()) {
+        return Ok(removed);
+    }
+    for key in action::keys(disk, layout)? {
+        let Some(_lock) = lock::probe_key(disk, layout, &key)? else { continue };
+        let Ok(Some(action)) = action::read(disk, layout, &key) else { continue };
+        remove(&layout.record(&key), store.complete(&action).map(|complete| !complete))?;
     }
     Ok(removed)
 }
 
 /// Ids of all files below a sharded folder that lie where they belong.
-fn ids(store: &Store, folder: &camino::Utf8Path, stray: &mut Vec<Utf8PathBuf>) -> Result<Vec<ContentId>, StoreError> {
+fn ids(store: &Store, folder: &Utf8Path, stray: &mut Vec<Utf8PathBuf>) -> Result<Vec<ContentId>, StoreError> {
     let mut ids = Vec::new();
     for (shard, name) in action::shards(store.disk(), folder)? {
         match name.parse::<ContentId>() {
@@ -247,7 +267,7 @@ fn ids(store: &Store, folder: &camino::Utf8Path, stray: &mut Vec<Utf8PathBuf>) -
 fn strays(store: &Store) -> Result<Vec<Utf8PathBuf>, StoreError> {
     let (disk, layout) = (store.disk(), store.layout());
     let mut stray = Vec::new();
-    let mut check = |folder: &camino::Utf8Path, belongs: &dyn Fn(&str) -> bool| -> Result<(), StoreError> {
+    let mut check = |folder: &Utf8Path, belongs: &dyn Fn(&str) -> bool| -> Result<(), StoreError> {
         for name in disk.list(folder).at("list", folder)? {
             let name = name.to_string_lossy();
             if !belongs(&name) {

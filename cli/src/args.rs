@@ -28,7 +28,7 @@ pub struct Global {
     /// Folder of the store [default: the user's cache folder]
     #[arg(long, global = true, env = "ACTLOOM_STORE", value_name = "DIR", hide_env_values = true)]
     pub store: Option<Utf8PathBuf>,
-    /// Print JSON on stdout
+    /// Print JSON on stdout; for `run` JSON lines, an event each, the last one the summary
     #[arg(long, global = true)]
     pub json: bool,
     /// What to log on stderr: `debug`, `actloom_engine=trace`
@@ -77,8 +77,7 @@ pub enum Verb {
     Schema,
     /// Show what a step made: outputs, metrics, provenance
     Show(Show),
-    /// Take a step's outputs out of the store, as files of your own
-    #[command(override_usage = "actloom export [OPTIONS] [RECIPE] STEP DIR")]
+    /// Copy what a step made out of the store: a trained model, episodes, a table
     Export(Export),
     /// List past runs
     Runs(Runs),
@@ -138,7 +137,7 @@ pub struct Run {
     /// Start nothing new after a failure
     #[arg(long)]
     pub fail_fast: bool,
-    /// Where to put tables and reports
+    /// Where to put tables and reports, in a folder named like the recipe, or `NAME-PROFILE` with a profile
     #[arg(long, value_name = "DIR", default_value = "out", conflicts_with = "no_out")]
     pub out: Utf8PathBuf,
     /// Put no tables and reports anywhere
@@ -205,12 +204,19 @@ pub struct Show {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "actloom export [OPTIONS] [RECIPE] STEP DIR", after_help = EXPORT)]
 pub struct Export {
-    #[command(flatten)]
-    pub words: Words,
+    /// `[RECIPE] STEP DIR`: the recipe's file, unless it is the only one in this folder; a step, or some of its variants;
+    /// a folder to write to
+    #[arg(value_name = "WORD", num_args = 2..=3, required = true)]
+    pub words: Vec<String>,
     #[command(flatten)]
     pub recipe: Recipe,
 }
+
+const EXPORT: &str = "\
+Each output becomes a writable file or folder below DIR: `DIR/model/config.json`. Several variants get a folder each, \
+named like the variant. Nothing is overwritten, and what is not made yet is not run.";
 
 #[derive(Debug, clap::Args)]
 pub struct Runs {

@@ -1,12 +1,23 @@
 //! Which device a run has, where that matters before anything runs.
 //!
-//! Invariant: no GPU is touched for a recipe in which no step asks for one or pins its device.
+//! Invariants: a GPU that is demanded and cannot be had ends a run before it does anything, and no other verb, which may
+//! look at a GPU's results where there is none; `auto` touches none before a step has to run, unless some step asks for
+//! one or pins its device.
 
 use actloom_engine::graph::Graph;
 use actloom_engine::op::{DeviceRequest, OpError};
 use actloom_ops::model::open_device;
 
 use crate::exit::{Exit, Failure};
+
+/// Opens the device once, to see that it can be had; which one it became and why.
+pub fn open(request: DeviceRequest) -> Result<String, Failure> {
+    match open_device(request) {
+        Ok((_, why)) => Ok(why),
+        Err(OpError::Failed { message, help }) => Err(Failure::Plain { exit: Exit::World, message, help }),
+        Err(error) => Err(Failure::world(error.to_string())),
+    }
+}
 
 /// Settles `auto` where a key or a resource depends on it.
 pub fn settle(request: DeviceRequest, graph: &Graph) -> DeviceRequest {
@@ -20,17 +31,5 @@ pub fn settle(request: DeviceRequest, graph: &Graph) -> DeviceRequest {
     match open_device(DeviceRequest::Auto) {
         Ok((device, _)) if device.is_cuda() => DeviceRequest::Cuda(0),
         _ => DeviceRequest::Cpu,
-    }
-}
-
-/// What the request became, and why.
-///
-/// # Errors
-/// When a device was demanded that cannot be had.
-pub fn announce(request: DeviceRequest) -> Result<String, Failure> {
-    match open_device(request) {
-        Ok((_, what)) => Ok(what),
-        Err(OpError::Failed { message, help }) => Err(Failure::Plain { exit: Exit::World, message, help }),
-        Err(error) => Err(Failure::world(error.to_string())),
     }
 }

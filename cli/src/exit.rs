@@ -97,9 +97,10 @@ impl From<Diagnostics> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let help = match &error {
-            StoreError::Record { .. } | StoreError::Corrupt { .. } | StoreError::Missing { .. } => {
-                Some("`actloom cache verify` lists everything that is damaged".to_owned())
-            }
+            StoreError::Record { .. } | StoreError::Corrupt { .. } | StoreError::Missing { .. } => Some(
+                "`actloom cache verify --repair` removes what is damaged; the next run that needs it makes it again"
+                    .to_owned(),
+            ),
             StoreError::Layout { .. } => Some("choose another folder with `--store` or ACTLOOM_STORE".to_owned()),
             _ => None,
         };

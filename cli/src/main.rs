@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::Args;
+use crate::exit::{Exit, Failure};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,5 +42,13 @@ fn main() -> ExitCode {
             failure.exit()
         }
     };
-    exit.into()
+    match terminal::lost() {
+        Some(error) => {
+            let failure = Failure::world(format!("cannot write to stdout: {error}"));
+            failure.tell(false);
+            // Whatever failed before this says more.
+            if exit == Exit::Done { failure.exit() } else { exit }.into()
+        }
+        None => exit.into(),
+    }
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use actloom_engine::event::{Event, Level, OpEvent, Progress, Reporter};
+use actloom_engine::stop::Stop;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use owo_colors::OwoColorize;
 
@@ -45,6 +46,9 @@ pub struct Watcher {
     steps: HashMap<String, Running>,
     /// Print every event as a line of JSON, too.
     as_json: bool,
+    /// Once it is set, what does not start any more is counted, not listed.
+    stop: Stop,
+    not_started: usize,
 }
 
 struct Running {
@@ -55,8 +59,8 @@ struct Running {
 }
 
 impl Watcher {
-    pub fn new(board: Board, as_json: bool) -> Watcher {
-        Watcher { board, steps: HashMap::new(), as_json }
+    pub fn new(board: Board, as_json: bool, stop: Stop) -> Watcher {
+        Watcher { board, steps: HashMap::new(), as_json, stop, not_started: 0 }
     }
 
     fn started(&mut self, node: &str, op: &str) {
@@ -116,7 +120,11 @@ impl Reporter for Watcher {
                 };
                 self.board.say(&format!("{}: {level}{text}", node.bold()));
             }
-            Event::Op { .. } | Event::Reused { .. } | Event::RunStarted { .. } | Event::RunFinished { .. } => {}
+            Event::Op { .. } | Event::Reused { .. } | Event::RunStarted { .. } => {}
+            Event::RunFinished { .. } if self.not_started > 0 => {
+                self.board.say(&format!("{} not started", text::counted(self.not_started, "step")));
+            }
+            Event::RunFinished { .. } => {}
             Event::Queued { node, why } => self.board.say(&format!("{}: {why}", node.bold())),
             Event::Published { node, took, bytes } => {
                 let text = format!("{} {} {}", "done".green(), node.bold(), ended_in(*took, *bytes).dimmed());
@@ -132,6 +140,7 @@ impl Reporter for Watcher {
             Event::Interrupted { node } => {
                 self.ended(node, &format!("{} {}", "stopped".yellow().bold(), node.bold()));
             }
+            Event::Skipped { .. } if self.stop.is_set() => self.not_started += 1,
             Event::Skipped { node, cause } => {
                 self.board.say(&format!("{} {} {}", "skipped".yellow(), node.bold(), format!("({cause})").dimmed()));
             }
@@ -152,6 +161,10 @@ fn line(node: &str, op: &str, what: &str) -> String {
 /// `120/400 updates, 3.2/s, 1m 27s left, loss 1.23`.
 fn describe(progress: &Progress, speed: Option<f64>) -> String {
     let Progress { done, total, unit, note } = progress;
+    let unit = match if *total == 0 { *done } else { *total } {
+        1 => unit.strip_suffix('s').unwrap_or(unit),
+        _ => unit,
+    };
     let mut parts = vec![match total {
         0 => format!("{done} {unit}"),
         _ => format!("{done}/{total} {unit}"),
@@ -212,6 +225,8 @@ mod tests {
             "120/400 updates, 3.2/s, 1m 27s left, loss 1.2"
         );
         assert_eq!(describe(&progress(7, 0, ""), None), "7 updates");
+        assert_eq!(describe(&progress(1, 0, ""), None), "1 update");
+        assert_eq!(describe(&progress(0, 1, ""), None), "0/1 update");
         assert_eq!(describe(&progress(400, 400, ""), Some(3.2)), "400/400 updates, 3.2/s");
     }
 

@@ -1,15 +1,29 @@
 //! The only way to stdout and stderr.
 //!
 //! Invariants: stdout gets data, stderr talk; escape sequences are written freely and stripped where they do not belong
-//! (no terminal, NO_COLOR, `--color never`); a reader that went away ends the printing, not the work.
+//! (no terminal, NO_COLOR, `--color never`); a reader that went away ends the printing, not the work; data that could not
+//! be written for any other reason is remembered, and the program fails at its end.
 
-use std::io::{IsTerminal, Write};
+use std::io::{Error, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
+/// Why data did not reach stdout.
+static LOST: OnceLock<Error> = OnceLock::new();
+
 /// Writes data, whole, with a newline at the end.
 pub fn out(text: &str) {
-    write(&mut anstream::stdout(), text);
+    match write(&mut anstream::stdout(), text) {
+        // `actloom cache ls | head` closes the pipe early; there is nobody left to tell.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(LOST.set(error)),
+        _ => {}
+    }
+}
+
+/// The first error of stdout, a closed pipe excepted.
+pub fn lost() -> Option<&'static Error> {
+    LOST.get()
 }
 
 /// Writes a value as one line of JSON.
@@ -31,7 +45,8 @@ pub fn out_either(as_json: bool, value: &impl Serialize, text: impl FnOnce() -> 
 
 /// Talks to the person at the terminal.
 pub fn say(text: &str) {
-    write(&mut anstream::stderr(), text);
+    // Where talk cannot be heard there is no place to say so.
+    let _ = write(&mut anstream::stderr(), text);
 }
 
 /// The text as stderr takes it, for those who write there by another way.
@@ -47,11 +62,11 @@ pub fn is_watched() -> bool {
     std::io::stderr().is_terminal()
 }
 
-fn write(stream: &mut impl Write, text: &str) {
+fn write(stream: &mut impl Write, text: &str) -> std::io::Result<()> {
     if text.is_empty() {
-        return;
+        return Ok(());
     }
-    // `actloom cache ls | head` closes the pipe early; there is nobody left to tell.
     let newline = if text.ends_with('\n') { "" } else { "\n" };
-    let _ = stream.write_all(format!("{text}{newline}").as_bytes()).and_then(|()| stream.flush());
+    stream.write_all(format!("{text}{newline}").as_bytes())?;
+    stream.flush()
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
+use jiff::Timestamp;
 
 /// `85 ms`, `12.3 s`, `3m 05s`, `2h 07m`, `3d 02h`.
 pub fn duration(d: Duration) -> String {
@@ -37,6 +38,19 @@ fn scaled(mut x: f64, units: &[&str], space: &str) -> String {
     }
     let digits = usize::from(unit > 0 && x < 9.95);
     format!("{x:.digits$}{space}{}", units[unit])
+}
+
+/// `1 step`, `3 steps`.
+pub fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A moment without parts of its second; other text as it is.
+pub fn time(text: &str) -> String {
+    match text.parse::<Timestamp>() {
+        Ok(time) => format!("{time:.0}"),
+        Err(_) => text.to_owned(),
+    }
 }
 
 /// `20G`, `500 MB`, `1.5TiB`: decimal, unless an `i` says otherwise.
@@ -100,6 +114,13 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(266_400)), "3d 02h");
         assert_eq!([0, 999, 1_000, 34_400_000, 999_600].map(bytes), ["0 B", "999 B", "1.0 kB", "34 MB", "1.0 MB"]);
         assert_eq!([0.25, 12.0, 1_234.0].map(count), ["0.2", "12", "1.2k"]);
+    }
+
+    #[test]
+    fn times_end_with_their_second_and_counts_agree_with_their_word() {
+        assert_eq!(time("2026-01-02T03:04:05.987654321Z"), "2026-01-02T03:04:05Z");
+        assert_eq!(time("three days"), "three days");
+        assert_eq!([0, 1, 2].map(|n| counted(n, "step")), ["0 steps", "1 step", "2 steps"]);
     }
 
     #[test]

@@ -216,6 +216,84 @@ fn show_tells_what_a_step_made_and_how() {
 }
 
 #[test]
+fn export_hands_out_writable_files_and_overwrites_nothing() {
+    let place = Place::new();
+    let output = place.go(&["export", "demos[seed=0]", "mine"]);
+    let talk = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{talk}");
+    assert!(
+        talk.contains("has no result") && talk.contains("'demos[seed=0]'") && talk.contains("actloom run"),
+        "{talk}"
+    );
+    assert!(!place.path().join("mine").exists());
+
+    place.go(&["run", "--no-out"]);
+    let listed = place.json(&["export", "small.toml", "demos[seed=0]", "mine", "--json"]);
+    let output = listed.as_array().unwrap().iter().find(|output| output["output"] != "metrics").unwrap();
+    let file = place.path().join(output["files"][0]["path"].as_str().unwrap());
+    assert!(file.starts_with(place.path().join("mine").join(output["output"].as_str().unwrap())));
+    assert_eq!(fs_err::read_to_string(&file).unwrap().lines().count(), 6);
+    fs_err::OpenOptions::new().append(true).open(&file).unwrap();
+    fs_err::write(&file, "mine now").unwrap();
+    assert_eq!(place.code(&["cache", "verify"]), 0, "the store has its own");
+    assert_eq!(place.code(&["export", "demos[seed=0]", "mine"]), 2);
+    assert_eq!(fs_err::read_to_string(&file).unwrap(), "mine now");
+
+    // A folder keeps its files' paths; several variants get a folder each.
+    assert_eq!(place.code(&["export", "table", "mine"]), 2, "its metrics would lie on those of the demos");
+    assert_eq!(place.stdout(&["export", "table", "other"]), "other/metrics\nother/table\n");
+    assert!(place.path().join("other/table/table.json").is_file());
+    assert_eq!(place.code(&["export", "score", "scores"]), 0);
+    for seed in ["score[seed=0]", "score[seed=1]"] {
+        assert!(place.path().join("scores").join(seed).join("metrics").is_file());
+    }
+    assert_eq!(place.code(&["export", "nothing.toml", "table", "x"]), 3);
+    assert_eq!(place.code(&["export", "table"]), 2);
+}
+
+#[test]
+fn a_profile_has_a_folder_of_its_own() {
+    let place = Place::new();
+    place.go(&["run"]);
+    let table = place.path().join("out/small/table/table.md");
+    let before = fs_err::read(&table).unwrap();
+    let lines = place.stdout(&["run", "--profile", "more", "--json"]);
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(last["out"], "out/small-more");
+    assert!(last["outputs"].as_array().unwrap().iter().any(|output| output["path"] == "out/small-more/table"));
+    assert!(place.path().join("out/small-more/table/table.md").is_file());
+    assert_eq!(fs_err::read(&table).unwrap(), before);
+}
+
+#[test]
+fn a_gpu_that_is_demanded_and_not_there_ends_the_run_before_it_begins() {
+    if cfg!(feature = "cuda") {
+        return;
+    }
+    let place = Place::new();
+    let output = place.go(&["run", "--device", "cuda"]);
+    let talk = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{talk}");
+    assert!(talk.contains("cannot open CUDA device 0") && talk.contains("help: "), "{talk}");
+    assert_eq!(place.stdout(&["runs"]), "no runs yet\n");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn data_that_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+    let place = Place::new();
+    let full = fs_err::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = place.command(&["ops"]).stdout(full.into_parts().0).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("cannot write to stdout"));
+
+    let mut child = place.command(&["ops"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
 fn runs_lists_endings() {
     let place = Place::new();
     snapshot!(place.shown(&["runs"]));
@@ -261,6 +339,41 @@ fn verify_finds_what_somebody_wrote_over() {
     assert_eq!(output.status.code(), Some(5));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("does not hash to its name") && text.contains("1 problem"), "{text}");
+}
+
+#[test]
+fn a_damaged_record_locks_nothing_and_its_step_mends_it() {
+    let place = Place::new();
+    place.go(&["run", "demos", "--no-out"]);
+    let shown = place.json(&["show", "demos[seed=0]", "--json"]);
+    let key = shown[0]["action"]["key"].as_str().unwrap();
+    let record = place.path().join("store/v1/actions").join(&key[..2]).join(format!("{key}.json"));
+    let damage = || fs_err::write(&record, "{\"check\":").unwrap();
+
+    damage();
+    let plan = place.go(&["plan", "demos"]);
+    let talk = String::from_utf8(plan.stderr).unwrap();
+    assert_eq!(plan.status.code(), Some(0), "{talk}");
+    assert!(talk.contains(record.to_str().unwrap()) && talk.contains("cache verify --repair"), "{talk}");
+    assert_eq!(place.json(&["cache", "ls", "--json"]).as_array().unwrap().len(), 1);
+    let gc = place.go(&["cache", "gc"]);
+    assert_eq!(gc.status.code(), Some(4));
+    assert!(String::from_utf8(gc.stderr).unwrap().contains("`actloom cache verify --repair`"));
+    assert_eq!(place.code(&["run", "demos", "--no-out"]), 0);
+    assert_eq!(place.code(&["cache", "verify"]), 0, "the run wrote the record again");
+
+    damage();
+    let repair = place.go(&["cache", "verify", "--repair"]);
+    assert_eq!(repair.status.code(), Some(5));
+    let talk = String::from_utf8(repair.stderr).unwrap();
+    assert!(talk.contains("removed 1 damaged file; the store is sound now"), "{talk}");
+    assert_eq!(place.code(&["cache", "verify"]), 0);
+
+    fs_err::write(place.path().join("store/v1/mine"), "").unwrap();
+    for args in [&["cache", "verify"][..], &["cache", "verify", "--repair"]] {
+        let talk = String::from_utf8(place.go(args).stderr).unwrap();
+        assert!(talk.contains("`--repair` has nothing to do here"), "{talk}");
+    }
 }
 
 #[test]
@@ -349,11 +462,11 @@ fn a_trace_holds_the_steps() {
 }
 
 /// The recipe with enough episodes that a signal can hit it.
-const LONG: [&str; 5] = ["run", "demos", "--set", "step.demos.count=30000", "--no-out"];
+const LONG: [&str; 6] = ["run", "--set", "step.demos.count=30000", "--no-out", "--jobs", "2"];
 
 /// Starts the long run and waits until an op is at work.
 fn started(place: &Place) -> std::process::Child {
-    let child = place.command(&LONG).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = place.command(&LONG).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let scratch = place.path().join("store/v1/scratch");
     let clock = Instant::now();
     while fs_err::read_dir(&scratch).map_or(0, Iterator::count) == 0 {
@@ -389,9 +502,12 @@ fn a_killed_run_leaves_a_sound_store_and_the_next_one_ends_as_if_nothing_had_bee
 fn an_interrupted_run_is_exit_code_130_and_the_next_one_finishes() {
     for name in ["-INT", "-TERM", "-USR1"] {
         let place = Place::new();
-        let mut child = started(&place);
+        let child = started(&place);
         signal(&child, name);
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{name}");
+        let talk = String::from_utf8(output.stderr).unwrap();
+        assert!(talk.contains(" not started\n") && !talk.contains("skipped"), "{talk}");
         assert_eq!(place.json(&["runs", "--json"])[0]["ending"], "interrupted");
         assert_eq!(place.code(&["run", "demos", "--no-out"]), 0);
     }

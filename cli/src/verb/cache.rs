@@ -1,7 +1,7 @@
 //! `actloom cache`: what the store holds, whether it is sound, and what it may forget.
 
 use actloom_engine::cache::gc::{self, GcPlan, Policy, Why};
-use actloom_engine::cache::{Action, Store};
+use actloom_engine::cache::{Action, Problem, Store};
 use actloom_engine::plan::{Goal, Verdict, plan};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ fn ls(store: &Store, global: &Global) -> Result<Exit, Failure> {
             let of = |field: &str| action.provenance[field].as_str().unwrap_or("").to_owned();
             let bytes = action.outputs.values().map(|artifact| artifact.bytes).sum();
             let op = action.manifest["op"].as_str().unwrap_or("").to_owned();
-            vec![action.key.short(), of("recipe"), of("node"), op, text::bytes(bytes), of("finished")]
+            vec![action.key.short(), of("recipe"), of("node"), op, text::bytes(bytes), text::time(&of("finished"))]
         });
         match actions.is_empty() {
             true => "no results yet\n".to_owned(),
@@ -65,14 +65,13 @@ fn verify(store: &Store, args: &Verify, global: &Global) -> Result<Exit, Failure
     out_either(global.json, &report, || {
         let mut page: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
         page += &format!(
-            "{} objects, {} trees, {} results: {}; {} of garbage\n",
-            report.objects.count,
-            report.trees.count,
-            report.actions,
+            "{}, {}, {}: {}; {} of garbage\n",
+            text::counted(report.objects.count as usize, "object"),
+            text::counted(report.trees.count as usize, "tree"),
+            text::counted(report.actions as usize, "result"),
             match report.problems.len() {
                 0 => "sound".to_owned(),
-                1 => "1 problem".to_owned(),
-                n => format!("{n} problems"),
+                n => text::counted(n, "problem"),
             },
             text::bytes(report.garbage.bytes),
         );
@@ -81,9 +80,20 @@ fn verify(store: &Store, args: &Verify, global: &Global) -> Result<Exit, Failure
     if report.is_clean() {
         return Ok(Exit::Done);
     }
-    if args.repair {
+    let repairable = report.problems.iter().any(Problem::is_repairable);
+    if !repairable {
+        say("`--repair` has nothing to do here: it removes neither files of others nor records of newer programs");
+    } else if args.repair {
         let removed = store.repair(&report)?;
-        say(&format!("removed {removed} damaged files; the next run that needs them makes them again"));
+        let left = store.verify()?.problems.len();
+        let left = match left {
+            0 => "the store is sound now".to_owned(),
+            n => format!("{} left", text::counted(n, "problem")),
+        };
+        say(&format!(
+            "removed {}; {left}; the next run that needs what was removed makes it again",
+            text::counted(removed as usize, "damaged file")
+        ));
     } else {
         say("`cache verify --repair` removes what is damaged; the next run that needs it makes it again");
     }
@@ -136,19 +146,25 @@ fn page(store: &Store, plan: &GcPlan) -> Result<String, Failure> {
             Why::Age => "age",
             Why::Space => "space",
         };
-        rows.push(vec![doomed.key.short(), of("recipe"), of("node"), doomed.last_used.to_string(), why.to_owned()]);
+        rows.push(vec![
+            doomed.key.short(),
+            of("recipe"),
+            of("node"),
+            text::time(&doomed.last_used.to_string()),
+            why.to_owned(),
+        ]);
     }
     let table = match rows.is_empty() {
         true => String::new(),
         false => text::columns(&["key", "recipe", "step", "last used", "why"], rows) + "\n",
     };
     Ok(format!(
-        "{table}{} results, {} objects, {} trees, {} stages, {} scratch folders: {} go, {} stay\n",
-        plan.actions.len(),
-        plan.objects.len(),
-        plan.trees.len(),
-        plan.stages.len(),
-        plan.scratch.len(),
+        "{table}{}, {}, {}, {}, {}: {} go, {} stay\n",
+        text::counted(plan.actions.len(), "result"),
+        text::counted(plan.objects.len(), "object"),
+        text::counted(plan.trees.len(), "tree"),
+        text::counted(plan.stages.len(), "stage"),
+        text::counted(plan.scratch.len(), "scratch folder"),
         text::bytes(plan.frees),
         text::bytes(plan.keeps)
     ))

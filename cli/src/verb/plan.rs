@@ -57,8 +57,11 @@ fn table(graph: &Graph, plan: &Planned, all: bool) -> String {
         .collect();
     let table = if rows.is_empty() { String::new() } else { text::columns(&["", "step", "op", "why"], rows) + "\n" };
     format!(
-        "{table}{} steps: {} reused, {} to run, {} pending\n",
-        counts.steps, counts.reuse, counts.run, counts.pending
+        "{table}{}: {} reused, {} to run, {} pending\n",
+        text::counted(counts.steps, "step"),
+        counts.reuse,
+        counts.run,
+        counts.pending
     )
 }
 

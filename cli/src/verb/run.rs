@@ -4,7 +4,7 @@ use actloom_engine::op::{DeviceRequest, Resources};
 use actloom_engine::plan::{Goal, plan, select};
 use actloom_engine::run::{RunOptions, Summary, run as run_plan};
 use actloom_engine::stop::Stop;
-use owo_colors::OwoColorize;
+use camino::Utf8Path;
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
 
@@ -24,34 +24,45 @@ struct Last<'a> {
     event: &'static str,
     #[serde(flatten)]
     summary: &'a Summary,
+    /// Tables and reports, each with the path it was written to.
     outputs: &'a [Shown],
+    /// The folder of them all; `None` with `--no-out`.
+    out: Option<&'a Utf8Path>,
 }
 
 pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     let (path, steps) = load::words(&args.words)?;
     let loaded = load::recipe(path, &args.recipe)?;
     let graph = &loaded.graph;
+    // A GPU that was demanded and is not there is known at once, not hours later when a step wants it.
+    let demanded = match args.recipe.device {
+        DeviceRequest::Cuda(_) => Some(device::open(args.recipe.device)?),
+        DeviceRequest::Auto | DeviceRequest::Cpu => None,
+    };
     let store = load::store(global)?;
     let goal = Goal { steps: steps.clone(), force: args.force.clone(), device: loaded.device };
     let plan = plan(graph, &goal, &store)?;
-
     if plan.counts.run + plan.counts.pending > 0 {
-        // a device that cannot be had ends the run before anything is done for it
-        say(&format!("device {}", device::announce(loaded.device)?));
+        let device = match demanded {
+            Some(device) => device,
+            None => device::open(args.recipe.device)?,
+        };
+        say(&format!("device: {device}"));
     }
+
     let stop = Stop::new();
     let board = Board::new();
     let talker = board.clone();
     signal::listen(&stop, move |line| talker.say(line))?;
     let options = RunOptions { slots: slots(args, loaded.device), keep_going: !args.fail_fast };
-    let mut watcher = Watcher::new(board, global.json);
+    let mut watcher = Watcher::new(board, global.json, stop.clone());
     let summary = run_plan(graph, &plan, &store, &mut watcher, &stop, &options)?;
 
     let shown_of: Vec<NodeIndex> = match steps.as_slice() {
         [] => graph.nodes.node_indices().collect(),
         steps => select(graph, steps)?,
     };
-    // a profile's results stand beside the recipe's own, never in their place
+    // A profile in small must not write over what the recipe itself made.
     let name = match &args.recipe.profile {
         Some(profile) => format!("{}-{profile}", graph.name),
         None => graph.name.clone(),
@@ -59,14 +70,12 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     let folder = (!args.no_out).then(|| args.out.join(file_name(&name)));
     let shown = outputs::collect(graph, &store, &summary, &shown_of, folder.as_deref())?;
     if global.json {
-        out_json(&Last { event: "summary", summary: &summary, outputs: &shown });
+        out_json(&Last { event: "summary", summary: &summary, outputs: &shown, out: folder.as_deref() });
     } else {
         print_tables(&shown);
     }
-    for Shown { step, path, .. } in &shown {
-        if let Some(path) = path {
-            say(&format!("{}: wrote {path}", step.bold()));
-        }
+    for path in shown.iter().filter_map(|shown| shown.path.as_ref()) {
+        say(&format!("wrote {path}"));
     }
     say(&sentence(&summary));
     Ok(if summary.stopped || summary.interrupted > 0 {
@@ -97,16 +106,20 @@ fn print_tables(shown: &[Shown]) {
 
 /// `3 steps ran, 37 reused, in 12.3 s`.
 fn sentence(summary: &Summary) -> String {
-    let s = |n: usize| if n == 1 { "" } else { "s" };
     let mut parts = Vec::new();
     if summary.published > 0 {
-        parts.push(format!("{} step{} ran", summary.published, s(summary.published)));
+        parts.push(format!("{} ran", text::counted(summary.published, "step")));
     }
     if summary.reused > 0 {
-        let unit = if parts.is_empty() { format!(" step{}", s(summary.reused)) } else { String::new() };
-        parts.push(format!("{}{unit} reused", summary.reused));
+        let count = match parts.is_empty() {
+            true => text::counted(summary.reused, "step"),
+            false => summary.reused.to_string(),
+        };
+        parts.push(format!("{count} reused"));
     }
-    for (count, word) in [(summary.failed, "failed"), (summary.interrupted, "stopped"), (summary.skipped, "skipped")] {
+    // Of a stopped run, what did not start was just counted.
+    let skipped = if summary.stopped { 0 } else { summary.skipped };
+    for (count, word) in [(summary.failed, "failed"), (summary.interrupted, "stopped"), (skipped, "skipped")] {
         if count > 0 {
             parts.push(format!("{count} {word}"));
         }

@@ -19,7 +19,7 @@ pub fn run(args: &Runs, global: &Global) -> Result<Exit, Failure> {
     let skip = if args.all { 0 } else { all.len().saturating_sub(SHOWN) };
     out_either(global.json, &&all[skip..], || table(&all[skip..]));
     if skip > 0 && !global.json {
-        say(&format!("{skip} earlier runs: `actloom runs --all`"));
+        say(&format!("{}: `actloom runs --all`", text::counted(skip, "earlier run")));
     }
     Ok(Exit::Done)
 }

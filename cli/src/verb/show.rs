@@ -157,7 +157,7 @@ fn entries(value: &Value) -> String {
         _ => true,
     };
     let line = |(name, value): (&String, &Value)| match value {
-        Value::String(text) => format!("  {name}: {text}\n"),
+        Value::String(words) => format!("  {name}: {}\n", text::time(words)),
         value => format!("  {name}: {value}\n"),
     };
     object.iter().filter(|(_, value)| says(value)).map(line).collect()

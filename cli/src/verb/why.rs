@@ -14,6 +14,7 @@ use crate::args::{Global, Why};
 use crate::exit::{Exit, Failure};
 use crate::load;
 use crate::terminal::out_either;
+use crate::text;
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -62,7 +63,7 @@ fn explain(answer: &Answer<'_>) -> String {
     let (mut text, reasons) = match &step.verdict {
         Verdict::Reuse { key, action } => {
             let of = |field: &str| action.provenance[field].as_str().unwrap_or("?").to_owned();
-            let made = format!("made by run {} at {}", of("run"), of("finished"));
+            let made = format!("made by run {} at {}", of("run"), text::time(&of("finished")));
             return format!("{name} is reused\n  key {}, {made}\n", key.short());
         }
         Verdict::Run { reasons, .. } => (format!("{name} has to run\n"), reasons),
