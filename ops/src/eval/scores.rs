@@ -126,6 +126,19 @@ fn share(part: usize, whole: usize) -> Option<f64> {
 }
 
 impl Scores {
+    /// Numbers alone, where no episodes were played: a critic's.
+    pub fn of_metrics(metrics: BTreeMap<String, Option<f64>>) -> Scores {
+        Scores {
+            v: SCORES_VERSION,
+            decoding: None,
+            episodes: 0,
+            metrics,
+            intervals: BTreeMap::new(),
+            by_kind: BTreeMap::new(),
+            per_task: Vec::new(),
+        }
+    }
+
     /// Counts. An episode loops when one (observation, action) occurs `loop_at` times in it.
     ///
     /// Metrics: `success`, `score`, `steps` (means over episodes), `steps_won` (over won ones), `limit` (share that ran
@@ -206,15 +219,7 @@ impl Scores {
             }
             metrics.insert(name, number);
         }
-        Ok(Scores {
-            v: SCORES_VERSION,
-            decoding: None,
-            episodes: 0,
-            metrics,
-            intervals: BTreeMap::new(),
-            by_kind: BTreeMap::new(),
-            per_task: Vec::new(),
-        })
+        Ok(Scores::of_metrics(metrics))
     }
 
     /// Writes the file: one object, indented, so that people can read it and a diff stays small.

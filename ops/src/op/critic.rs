@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::act::{Critics, prompt};
 use super::common;
 use crate::artifact::{self, Pair};
-use crate::eval::scores::{SCORES_VERSION, Scores};
+use crate::eval::scores::Scores;
 use crate::infer::{Request, complete, prefill};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
@@ -137,16 +137,6 @@ impl Op for Critic {
         for (name, value) in &metrics {
             ctx.metric(0, name, value.unwrap_or_default());
         }
-        let scores = Scores {
-            v: SCORES_VERSION,
-            decoding: None,
-            episodes: 0,
-            metrics,
-            intervals: BTreeMap::new(),
-            by_kind: BTreeMap::new(),
-            per_task: Vec::new(),
-        };
-        scores.write(ctx.output("scores"))?;
-        Ok(())
+        Scores::of_metrics(metrics).write(ctx.output("scores"))
     }
 }
