@@ -7,7 +7,7 @@ use crate::op;
 /// The ops of this program.
 pub fn registry() -> Registry {
     Registry::new()
-        .with(op::model::Model)
+        .with(op::model::NewModel)
         .with(op::demos::Demos)
         .with(op::pretrain::Pretrain)
         .with(op::sft::Sft)

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use actloom_ops::model::{self, Qwen3};
+use actloom_ops::model::{self, Model};
 use actloom_ops::nn::{Kernels, Packing};
 use actloom_ops::train::batch::Row;
 use actloom_ops::train::optimizer::{AdamW, Optimizer};
@@ -23,7 +23,7 @@ fn json() -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(fixtures().join("model.json")).unwrap()).unwrap()
 }
 
-fn load(kernels: Kernels) -> Qwen3 {
+fn load(kernels: Kernels) -> Model {
     let mut model = model::load(&fixtures().join("model"), &Device::Cpu).unwrap();
     model.kernels = kernels;
     model
@@ -105,7 +105,7 @@ fn log_probabilities_and_entropies_agree_at_both_temperatures() {
 }
 
 /// Loss and gradients of the mean loss over the row's targets.
-fn backward(model: &mut Qwen3, row: &Row) -> f64 {
+fn backward(model: &mut Model, row: &Row) -> f64 {
     let n = row.targets.len() as f32;
     let stats = model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| -1.0 / n).unwrap();
     -stats.iter().map(|s| f64::from(s.logp)).sum::<f64>() / f64::from(n)
@@ -269,7 +269,7 @@ fn gradients_agree_with_finite_differences_of_the_loss() {
     let mut model = load(Kernels::Cpu);
     backward(&mut model, &row);
     let grads: Vec<Vec<f32>> = model.params().iter().map(|p| flat(p.grad.as_ref().unwrap())).collect();
-    let loss = |model: &Qwen3| {
+    let loss = |model: &Model| {
         let s = model.score(&row.ids, &row.packing, &row.targets, 1.0).unwrap();
         -s.iter().map(|s| f64::from(s.logp)).sum::<f64>() / s.len() as f64
     };

@@ -6,7 +6,7 @@
 
 use actloom_engine::op::OpError;
 
-use crate::model::{Qwen3, Sequence, failed};
+use crate::model::{Model, Sequence, failed};
 use crate::nn::cpu::rows::row_stats;
 use crate::nn::cpu::simd::exp;
 use crate::rng::Rng;
@@ -87,7 +87,7 @@ fn hold(logits: &mut [f32], said: &[u32], allowed: &[Vec<u32>]) {
 /// # Errors
 /// The model's, and `Interrupted`.
 pub fn complete(
-    model: &Qwen3,
+    model: &Model,
     eos: &[u32],
     requests: Vec<Request>,
     stopping: &dyn Fn() -> bool,
@@ -146,7 +146,7 @@ pub fn complete(
 ///
 /// # Errors
 /// The model's.
-pub fn prefill(model: &Qwen3, prompt: &[u32]) -> Result<(Sequence, Vec<u32>), OpError> {
+pub fn prefill(model: &Model, prompt: &[u32]) -> Result<(Sequence, Vec<u32>), OpError> {
     let mut sequence = model.sequence();
     let Some((last, head)) = prompt.split_last() else { return Err(OpError::failed("the prompt has no token")) };
     if !head.is_empty() {

@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{Config, Qwen3, failed};
+use super::{Config, Model, failed};
 use crate::nn::kernel::view;
 
 /// The tokenizer's file, of the `tokenizers` library.
@@ -54,11 +54,11 @@ pub fn load_tensors(folder: &Utf8Path) -> Result<BTreeMap<String, Tensor>, OpErr
 ///
 /// # Errors
 /// Names what is missing or not supported.
-pub fn load(folder: &Utf8Path, device: &Device) -> Result<Qwen3, OpError> {
+pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
     let path = folder.join("config.json");
     let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
         .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-    Qwen3::new(Config::from_json(&json)?, load_tensors(folder)?, device)
+    Model::new(Config::from_json(&json)?, load_tensors(folder)?, device)
 }
 
 /// Writes float32 tensors in the order given.
@@ -89,7 +89,7 @@ pub fn save_tensors(path: &Utf8Path, tensors: &[(String, &Tensor)]) -> Result<()
 ///
 /// # Errors
 /// The file system's.
-pub fn save(model: &Qwen3, folder: &Utf8Path) -> Result<(), OpError> {
+pub fn save(model: &Model, folder: &Utf8Path) -> Result<(), OpError> {
     fs_err::create_dir_all(folder)?;
     let mut config = serde_json::to_string_pretty(&model.config.to_json()).map_err(std::io::Error::from)?;
     config.push('\n');

@@ -4,11 +4,11 @@
 
 mod config;
 mod io;
-mod qwen3;
+mod decoder;
 
 pub use config::Config;
 pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
-pub use qwen3::{Qwen3, Sequence, Target};
+pub use decoder::{Model, Sequence, Target};
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use candle_core::Device;

@@ -8,7 +8,7 @@ use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
 use super::common;
 use super::policy_optimisation::Params;
 use crate::artifact::{self, Pair};
-use crate::model::{self, Qwen3};
+use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Dialogue, Text, critic_question, parse_choice, split_reasoning};
 use crate::train::grpo::{self, Questions};
@@ -25,14 +25,14 @@ impl Critics {
     ///
     /// # Errors
     /// The template's, and prompts too long for the model.
-    pub fn new(pairs: Vec<Pair>, text: &Text, model: &Qwen3, room: usize, reward: Reward) -> Result<Self, OpError> {
+    pub fn new(pairs: Vec<Pair>, text: &Text, model: &Model, room: usize, reward: Reward) -> Result<Self, OpError> {
         let prompts = pairs.iter().map(|pair| prompt(pair, text, model, room)).collect::<Result<_, _>>()?;
         Ok(Critics { prompts, pairs, reward })
     }
 }
 
 /// The critic's prompt: the state, and the question at its end.
-pub fn prompt(pair: &Pair, text: &Text, model: &Qwen3, room: usize) -> Result<Vec<u32>, OpError> {
+pub fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
     let mut past = pair.past.clone();
     let seen = past.turns.last_mut().map_or(&mut past.start, |t| &mut t.1);
     *seen = critic_question(seen, &pair.shown);

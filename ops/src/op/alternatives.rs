@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, kept, past, state_ids};
 use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples};
 use crate::infer::{Request, complete, prefill};
-use crate::model::Qwen3;
+use crate::model::Model;
 use crate::rng::Rng;
 use crate::text::Text;
 
@@ -110,7 +110,7 @@ impl Counts {
 /// Samples at every state of one episode.
 fn sample(
     ctx: &OpContext<'_>,
-    model: &Qwen3,
+    model: &Model,
     text: &Text,
     p: &Params,
     (e, episode): (usize, &Episode),

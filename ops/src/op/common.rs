@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
-use crate::model::{self, Qwen3, copy_text_files, open_device};
+use crate::model::{self, Model, copy_text_files, open_device};
 use crate::text::{Dialogue, Text};
 
 /// Environments by name.
@@ -22,7 +22,7 @@ pub enum EnvName {
 ///
 /// # Errors
 /// Names what is missing.
-pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Qwen3, Text), OpError> {
+pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpError> {
     let (device, why) = open_device(ctx.device())?;
     ctx.note("device", why);
     let model = model::load(folder, &device)?;
@@ -38,7 +38,7 @@ pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Qwen3, Text), OpE
 ///
 /// # Errors
 /// The file system's.
-pub fn publish(ctx: &OpContext<'_>, model: &Qwen3, from: &Utf8Path) -> Result<(), OpError> {
+pub fn publish(ctx: &OpContext<'_>, model: &Model, from: &Utf8Path) -> Result<(), OpError> {
     let to = ctx.output("model");
     copy_text_files(from, to)?;
     model::save(model, to)
@@ -56,7 +56,7 @@ pub fn past(episode: &Episode, turn: usize) -> Past {
 ///
 /// # Errors
 /// The template's and the tokenizer's; a state longer than the model takes.
-pub fn state_ids(text: &Text, past: &Past, model: &Qwen3, room: usize) -> Result<Vec<u32>, OpError> {
+pub fn state_ids(text: &Text, past: &Past, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
     let dialogue = Dialogue::at(text, past, false)?;
     check_length(dialogue.ids().len(), model, room)?;
     Ok(dialogue.example.ids)
@@ -66,7 +66,7 @@ pub fn state_ids(text: &Text, past: &Past, model: &Qwen3, room: usize) -> Result
 ///
 /// # Errors
 /// Says how long it is and what the model takes.
-pub fn check_length(prompt: usize, model: &Qwen3, room: usize) -> Result<(), OpError> {
+pub fn check_length(prompt: usize, model: &Model, room: usize) -> Result<(), OpError> {
     let limit = model.config.max_positions;
     if prompt + room > limit {
         return Err(OpError::with_help(

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::common::EnvName;
 use super::pretrain::play_texts;
 use crate::env::household;
-use crate::model::{self, Config, Qwen3};
+use crate::model::{self, Config};
 use crate::text::{Text, train_tokenizer};
 
 /// Architectures that can be made.
@@ -100,9 +100,9 @@ fn theta() -> f64 {
 }
 
 /// The op.
-pub struct Model;
+pub struct NewModel;
 
-impl Op for Model {
+impl Op for NewModel {
     type Params = Params;
     const NAME: &'static str = "model";
     const VERSION: u32 = 1;
@@ -155,6 +155,6 @@ impl Op for Model {
         ctx.metric(0, "parameters", config.parameters() as f64);
         ctx.metric(0, "vocabulary", text.vocabulary() as f64);
         ctx.metric(0, "bytes_per_token", bytes as f64 / tokens as f64);
-        model::save(&Qwen3::random(config, ctx.seed("weights"))?, &folder)
+        model::save(&model::Model::random(config, ctx.seed("weights"))?, &folder)
     }
 }

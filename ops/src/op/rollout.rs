@@ -10,7 +10,7 @@ use super::common::{self, EnvName, action_ids, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
 use crate::infer::{Request, complete};
-use crate::model::{Qwen3, Sequence};
+use crate::model::{Model, Sequence};
 use crate::rng::Rng;
 use crate::text::{Dialogue, Text};
 
@@ -129,7 +129,7 @@ impl Op for Rollout {
 /// Plays tasks side by side. `chunk` numbers them within the step, so that each has its own random stream.
 fn play(
     ctx: &OpContext<'_>,
-    model: &Qwen3,
+    model: &Model,
     text: &Text,
     p: &Params,
     tasks: &[household::HouseholdTask],

@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{AdamW, Optimizer};
-use crate::model::{Qwen3, failed, save_tensors};
+use crate::model::{Model, failed, save_tensors};
 
 /// Where a training run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ fn checkpoints(scratch: &Utf8Path) -> Result<Vec<(u64, Utf8PathBuf)>, OpError> {
 ///
 /// # Errors
 /// The file system's.
-pub fn save(scratch: &Utf8Path, model: &Qwen3, optimizer: &Optimizer, position: &Position) -> Result<(), OpError> {
+pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: &Position) -> Result<(), OpError> {
     let next = scratch.join("next");
     if next.exists() {
         fs_err::remove_dir_all(&next)?;
@@ -77,7 +77,7 @@ pub fn save(scratch: &Utf8Path, model: &Qwen3, optimizer: &Optimizer, position: 
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn load(scratch: &Utf8Path, model: &mut Qwen3, settings: AdamW) -> Result<Option<(Optimizer, Position)>, OpError> {
+pub fn load(scratch: &Utf8Path, model: &mut Model, settings: AdamW) -> Result<Option<(Optimizer, Position)>, OpError> {
     let Some((_, folder)) = checkpoints(scratch)?.pop() else { return Ok(None) };
     let read = |name: &str| -> Result<BTreeMap<String, Tensor>, OpError> {
         let path = folder.join(name);

@@ -20,7 +20,7 @@ use super::checkpoint::{self, Position};
 use super::optimizer::{AdamW, Optimizer};
 use super::schedule::Schedule;
 use crate::infer::{Completion, Request, complete, prefill};
-use crate::model::{Qwen3, failed};
+use crate::model::{Model, failed};
 use crate::nn::cpu::simd::exp;
 use crate::reward::Outcome;
 use crate::rng::Rng;
@@ -179,8 +179,8 @@ struct Tally {
 /// `Interrupted` with a checkpoint in scratch; what the optimizer refuses.
 pub fn run(
     ctx: &OpContext<'_>,
-    model: &mut Qwen3,
-    reference: Option<&Qwen3>,
+    model: &mut Model,
+    reference: Option<&Model>,
     text: &crate::text::Text,
     questions: &dyn Questions,
     settings: &Settings,

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Qwen3, failed};
+use crate::model::{Model, failed};
 use crate::nn::kernel::{self, AdamStep};
 
 /// Settings of AdamW. Loshchilov and Hutter, 2019.
@@ -68,7 +68,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// Names a trainable parameter without a gradient, or one whose gradient is not finite.
-    pub fn step(&mut self, model: &mut Qwen3, lr: f64) -> Result<f64, OpError> {
+    pub fn step(&mut self, model: &mut Model, lr: f64) -> Result<f64, OpError> {
         let kernels = model.kernels;
         let mut total = 0.0;
         for p in model.params_mut().iter().filter(|p| p.trainable) {

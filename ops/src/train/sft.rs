@@ -10,7 +10,7 @@ use super::batch::{Example, pack};
 use super::checkpoint::{self, Position};
 use super::optimizer::{AdamW, Optimizer};
 use super::schedule::Schedule;
-use crate::model::{Qwen3, failed};
+use crate::model::{Model, failed};
 
 /// What the loop needs to know beside the examples.
 pub struct Plan {
@@ -35,7 +35,7 @@ const CHECKPOINT: u64 = 200;
 /// refuses.
 pub fn run(
     ctx: &OpContext<'_>,
-    model: &mut Qwen3,
+    model: &mut Model,
     plan: &Plan,
     mut batch: impl FnMut(u64) -> Result<Vec<Example>, OpError>,
 ) -> Result<(), OpError> {

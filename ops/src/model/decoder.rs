@@ -1,4 +1,4 @@
-//! Qwen3, dense: embedding, pre-norm blocks of attention (q/k norm, RoPE, grouped queries) and SwiGLU, final norm, head.
+//! A decoder-only language model: embedding, pre-norm blocks of attention (q/k norm, RoPE, grouped queries) and SwiGLU, final norm, head.
 //!
 //! 1. `forward` runs a packed row and keeps what the backward needs. 2. `backward` walks the layers the other way.
 //! 3. `train` is both with the head between them. 4. `extend` is the same forward over caches, for sampling.
@@ -76,8 +76,8 @@ impl Sequence {
     }
 }
 
-/// A Qwen3 model with its parameters.
-pub struct Qwen3 {
+/// A model with its parameters.
+pub struct Model {
     pub config: Config,
     pub device: Device,
     pub kernels: Kernels,
@@ -117,13 +117,13 @@ fn shapes(c: &Config) -> Vec<(String, Vec<usize>)> {
     out
 }
 
-impl Qwen3 {
+impl Model {
     /// Random weights: normal with standard deviation 0.02 (divided by sqrt(2 layers) where a block writes to the
     /// residual stream, as GPT-2 does), norms one.
     ///
     /// # Errors
     /// When the sizes do not fit together.
-    pub fn random(config: Config, seed: u64) -> std::result::Result<Qwen3, OpError> {
+    pub fn random(config: Config, seed: u64) -> std::result::Result<Model, OpError> {
         config.check()?;
         let mut tensors = BTreeMap::new();
         for (index, (name, shape)) in shapes(&config).into_iter().enumerate() {
@@ -135,7 +135,7 @@ impl Qwen3 {
                 if shape.len() == 1 { vec![1.0; n] } else { (0..n).map(|_| (rng.normal() * std) as f32).collect() };
             tensors.insert(name, Tensor::from_vec(data, shape, &Device::Cpu).map_err(failed)?);
         }
-        Qwen3::new(config, tensors, &Device::Cpu)
+        Model::new(config, tensors, &Device::Cpu)
     }
 
     /// A model from named tensors, converted to float32 on `device`.
@@ -146,7 +146,7 @@ impl Qwen3 {
         config: Config,
         mut tensors: BTreeMap<String, Tensor>,
         device: &Device,
-    ) -> std::result::Result<Qwen3, OpError> {
+    ) -> std::result::Result<Model, OpError> {
         let mut params = BTreeMap::new();
         for (name, shape) in shapes(&config) {
             let Some(tensor) = tensors.remove(&name) else {
@@ -190,7 +190,7 @@ impl Qwen3 {
             .collect();
         let mut rope = RopeTable::new(config.rope_theta, config.head_dim);
         rope.reserve(config.max_positions);
-        Ok(Qwen3 {
+        Ok(Model {
             embed: Embedding { w: take("model.embed_tokens.weight") },
             blocks,
             norm: RmsNorm { w: take("model.norm.weight"), eps },
@@ -342,7 +342,7 @@ impl Qwen3 {
     /// Log-probability and entropy of each target, no gradient.
     ///
     /// # Errors
-    /// As [`Qwen3::train`].
+    /// As [`Model::train`].
     pub fn score(
         &self,
         ids: &[u32],
@@ -360,7 +360,7 @@ impl Qwen3 {
     /// Logits (n, v) of every row.
     ///
     /// # Errors
-    /// As [`Qwen3::train`].
+    /// As [`Model::train`].
     pub fn logits(&self, ids: &[u32], packing: &Packing) -> Result<Tensor> {
         let (x, _) = self.forward(ids, packing, false)?;
         layer::logits(self.kernels, &self.norm.forward(self.kernels, &x)?.0, self.head())
@@ -374,7 +374,7 @@ impl Qwen3 {
     /// Appends tokens to each sequence and returns the logits (sequences, v) after each one's last.
     ///
     /// # Errors
-    /// As [`Qwen3::train`].
+    /// As [`Model::train`].
     ///
     /// # Panics
     /// When a sequence is extended by nothing: a bug in the caller.
