@@ -203,7 +203,7 @@ impl Model {
     }
 
     fn heads(&self) -> Heads {
-        Heads { h: self.config.heads, hk: self.config.kv_heads, d: self.config.head_dim }
+        Heads { h: self.config.heads, hk: self.config.kv_heads, d: self.config.head_dim, window: None }
     }
 
     /// Every parameter, in checkpoint order.

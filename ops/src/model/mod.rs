@@ -3,12 +3,12 @@
 //! Invariant: one implementation trains and samples; what it cannot honour in a config is refused by name at load.
 
 mod config;
-mod io;
 mod decoder;
+mod io;
 
 pub use config::Config;
-pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
 pub use decoder::{Model, Sequence, Target};
+pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use candle_core::Device;

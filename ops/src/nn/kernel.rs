@@ -6,7 +6,8 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
-use super::cpu::attention::{self, Heads, LayerCache};
+use super::cpu::attention::{self, Heads};
+use super::cpu::cache::{self, LayerCache};
 use super::cpu::matmul::{Lhs, Packed, matmul};
 use super::cpu::rows;
 use super::packing::Packing;
@@ -390,7 +391,7 @@ pub fn cached_attention(
         let work: usize = jobs.iter().map(|(c, r, _)| r.len() * (c.len() + r.len() / 2 + 1) * width).sum();
         let one = |(cache, rows, out): (&mut LayerCache, Range<usize>, &mut [f32])| {
             cache.append(&k[rows.start * kv..rows.end * kv], &v[rows.start * kv..rows.end * kv], heads);
-            attention::cached(&q[rows.start * width..rows.end * width], cache, heads, out);
+            cache::cached(&q[rows.start * width..rows.end * width], cache, heads, out);
         };
         if work < 1 << 19 {
             jobs.into_iter().for_each(one)

@@ -72,14 +72,17 @@ fn gather(x: &Tensor, hk: usize) -> Result<Tensor> {
 
 /// Attention with probabilities (h, n, n) as the saved value.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, packing: &Packing, heads: Heads) -> Result<(Tensor, Tensor)> {
-    let Heads { h, hk, d } = heads;
+    let Heads { h, hk, d, .. } = heads;
     let n = packing.len();
     let end = packing.vis_end();
+    let at = packing.positions();
+    let window = heads.window.map_or(u32::MAX, |w| w as u32);
     let mask: Vec<f32> = (0..n)
         .flat_map(|q| {
-            end.iter()
-                .enumerate()
-                .map(move |(k, end)| if k <= q && q < *end as usize { 0.0 } else { f32::NEG_INFINITY })
+            end.iter().enumerate().map(move |(k, end)| {
+                let sees = k <= q && q < *end as usize && at[q] - at[k] < window;
+                if sees { 0.0 } else { f32::NEG_INFINITY }
+            })
         })
         .collect();
     let mask = Tensor::from_vec(mask, (n, n), q.device())?;
@@ -102,7 +105,7 @@ pub fn attention_backward(
     p: &Tensor,
     heads: Heads,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let Heads { h, hk, d } = heads;
+    let Heads { h, hk, d, .. } = heads;
     let scale = 1.0 / (d as f64).sqrt();
     let (dout, q) = (spread(dout, h, 1, d)?, spread(q, h, 1, d)?);
     let (k, v) = (spread(k, hk, h / hk, d)?, spread(v, hk, h / hk, d)?);
@@ -117,13 +120,14 @@ pub fn attention_backward(
 
 /// The last rows of a cached sequence attend to all of it, causally. q (r, h d), k and v (t, hk d).
 pub fn cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-    let Heads { h, hk, d } = heads;
+    let Heads { h, hk, d, .. } = heads;
     let (r, t) = (q.dim(0)?, k.dim(0)?);
     let (q, k, v) = (spread(q, h, 1, d)?, spread(k, hk, h / hk, d)?, spread(v, hk, h / hk, d)?);
     let mut s = (q.matmul(&k.t()?)? * (1.0 / (d as f64).sqrt()))?;
-    if r > 1 {
+    if r > 1 || heads.window.is_some_and(|w| w < t) {
+        let sees = |i: usize, j: usize| j <= t - r + i && heads.window.is_none_or(|w| t - r + i - j < w);
         let mask: Vec<f32> =
-            (0..r).flat_map(|i| (0..t).map(move |j| if j <= t - r + i { 0.0 } else { f32::NEG_INFINITY })).collect();
+            (0..r).flat_map(|i| (0..t).map(move |j| if sees(i, j) { 0.0 } else { f32::NEG_INFINITY })).collect();
         s = s.broadcast_add(&Tensor::from_vec(mask, (r, t), q.device())?)?;
     }
     softmax(&s)?.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((r, h * d))

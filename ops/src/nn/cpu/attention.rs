@@ -1,4 +1,4 @@
-//! Causal attention on the processor, over packed rows (training) and over a cache (sampling).
+//! Causal attention on the processor over packed rows; `cache` has the same over a cache.
 //!
 //! Invariant: a query's result depends only on the list of keys it sees, in order: scores are chains over the head
 //! dimension, the softmax sum has 16 fixed lanes over that list, the output is one chain over it. So packing, shared
@@ -14,17 +14,31 @@ use rayon::prelude::*;
 use super::simd::{LANES, axpy, exp, tree16, versions};
 use crate::nn::packing::Packing;
 
-/// Sizes of one attention: `h` query heads share `hk` key/value heads of dimension `d`.
+/// Shape of one attention: `h` query heads share `hk` key/value heads of dimension `d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     pub h: usize,
     pub hk: usize,
     pub d: usize,
+    /// A token sees itself and the `window - 1` tokens before it in its sequence; `None`: all of them.
+    pub window: Option<usize>,
 }
 
 impl Heads {
-    fn scale(self) -> f32 {
+    pub(super) fn scale(self) -> f32 {
         1.0 / (self.d as f32).sqrt()
+    }
+
+    /// Leaves of `ranges` what the window shows: their last `window` rows.
+    pub fn clip(self, ranges: &mut Vec<Range<usize>>) {
+        let Some(window) = self.window else { return };
+        let mut hidden = ranges.iter().map(Range::len).sum::<usize>().saturating_sub(window);
+        ranges.retain_mut(|r| {
+            let cut = hidden.min(r.len());
+            hidden -= cut;
+            r.start += cut;
+            r.start < r.end
+        });
     }
 }
 
@@ -102,16 +116,16 @@ fn softmax(s: &mut [f32]) -> (f32, f32) {
 }
 
 /// Keys and values of one head: keys transposed `[d][stride]`, values by rows.
-struct HeadView<'a> {
-    kt: &'a [f32],
-    stride: usize,
-    v: &'a [f32],
-    v_stride: usize,
+pub(super) struct HeadView<'a> {
+    pub kt: &'a [f32],
+    pub stride: usize,
+    pub v: &'a [f32],
+    pub v_stride: usize,
 }
 
 /// One query against the keys of `ranges`; writes the output, returns (max, 1 / sum). `s` is scratch.
 #[inline(always)]
-fn attend(
+pub(super) fn attend(
     q: &[f32],
     scale: f32,
     kv: &HeadView<'_>,
@@ -199,11 +213,12 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], packing: &Packing, heads: Heads,
 
 versions! {
 fn forward_tree(q: &[f32], kt: &[f32], v: &[f32], packing: &Packing, rows: Range<usize>, heads: Heads, g: usize, out: &Shared, stats: &Shared) {
-    let Heads { h, hk, d } = heads;
+    let Heads { h, hk, d, .. } = heads;
     let group = h / hk;
     let (mut s, mut ranges) = (Vec::new(), Vec::new());
     for t in rows.clone() {
         packing.visible(t, &mut ranges);
+        heads.clip(&mut ranges);
         for r in &mut ranges {
             *r = r.start - rows.start..r.end - rows.start;
         }
@@ -247,13 +262,14 @@ pub fn backward(
 
 versions! {
 fn backward_tree(dout: &[f32], q: &[f32], k: &[f32], kt: &[f32], vt: &[f32], stats: &[f32], packing: &Packing, rows: Range<usize>, heads: Heads, g: usize, out: [&Shared; 3]) {
-    let Heads { h, hk, d } = heads;
+    let Heads { h, hk, d, .. } = heads;
     let (group, n, scale) = (h / hk, rows.len(), heads.scale());
     let [dq, dk, dv] = out;
     let (mut p, mut dp, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
     let mut scaled = vec![0f32; d];
     for t in rows.clone() {
         packing.visible(t, &mut ranges);
+        heads.clip(&mut ranges);
         let seen: usize = ranges.iter().map(Range::len).sum();
         p.resize(seen, 0.0);
         dp.resize(seen, 0.0);
@@ -296,71 +312,6 @@ fn backward_tree(dout: &[f32], q: &[f32], k: &[f32], kt: &[f32], vt: &[f32], sta
                 }
                 i += r.len();
             }
-        }
-    }
-}
-}
-
-/// Keys and values of one sequence in one layer, grown by doubling: keys (hk, d, capacity), values (capacity, hk, d).
-#[derive(Clone, Debug, Default)]
-pub struct LayerCache {
-    kt: Vec<f32>,
-    v: Vec<f32>,
-    len: usize,
-    capacity: usize,
-}
-
-impl LayerCache {
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Appends rows of keys and values, (rows, hk, d) each.
-    pub fn append(&mut self, k: &[f32], v: &[f32], heads: Heads) {
-        let Heads { hk, d, .. } = heads;
-        let rows = k.len() / (hk * d);
-        if self.len + rows > self.capacity {
-            let capacity = (self.len + rows).next_power_of_two().max(64);
-            let mut kt = vec![0f32; hk * d * capacity];
-            for (new, old) in kt.chunks_exact_mut(capacity).zip(self.kt.chunks_exact(self.capacity.max(1))) {
-                new[..self.len].copy_from_slice(&old[..self.len]);
-            }
-            self.kt = kt;
-            self.v.resize(capacity * hk * d, 0.0);
-            self.capacity = capacity;
-        }
-        for (j, row) in k.chunks_exact(hk * d).enumerate() {
-            for (i, x) in row.iter().enumerate() {
-                self.kt[i * self.capacity + self.len + j] = *x;
-            }
-        }
-        self.v[self.len * hk * d..][..v.len()].copy_from_slice(v);
-        self.len += rows;
-    }
-}
-
-versions! {
-/// The last `q.len() / (h d)` tokens of a cached sequence attend to it, causally. `q` and `out` are (rows, h, d).
-pub fn cached(q: &[f32], cache: &LayerCache, heads: Heads, out: &mut [f32]) {
-    let Heads { h, hk, d } = heads;
-    let rows = q.len() / (h * d);
-    let first = cache.len - rows;
-    let mut s = Vec::new();
-    for t in 0..rows {
-        for head in 0..h {
-            let g = head / (h / hk);
-            let view = HeadView {
-                kt: &cache.kt[g * d * cache.capacity..(g + 1) * d * cache.capacity],
-                stride: cache.capacity,
-                v: &cache.v[g * d..],
-                v_stride: hk * d,
-            };
-            let at = (t * h + head) * d;
-            attend(&q[at..at + d], heads.scale(), &view, std::slice::from_ref(&(0..first + t + 1)), &mut s, &mut out[at..at + d]);
         }
     }
 }
