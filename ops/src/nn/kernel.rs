@@ -261,7 +261,7 @@ pub fn rope(
             let gather = |t: &[f32]| -> Result<Tensor> {
                 let rows: Vec<f32> =
                     positions.iter().flat_map(|p| &t[*p as usize * half..(*p as usize + 1) * half]).copied().collect();
-                Tensor::from_vec(rows, (positions.len(), 1, half), x.device())
+                Tensor::from_vec(rows, (positions.len(), 1, half), x.device())?.to_dtype(x.dtype())
             };
             plain::rope(&x, heads, &gather(&table.cos)?, &(gather(&table.sin)? * f64::from(sign))?)
         }
