@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its model should stop")]
 
-mod families;
+mod small;
 
 use std::collections::BTreeMap;
 
@@ -205,7 +205,7 @@ fn coefficient(i: usize) -> f32 {
 /// every parameter must be the same.
 fn compare(config: &Value, pieces: &[Piece], what: &str) {
     let temperature = 0.7f32;
-    let mut model = families::random(config, 3);
+    let mut model = small::random(config, 3);
     let mut row = Row::default();
     let mut segments = Vec::new();
     for (parent, ids, learn) in pieces {
@@ -249,8 +249,7 @@ fn one_family(config: &Value) {
     let family = config["model_type"].as_str().unwrap();
     let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
     let mut rng = Rng::new(17, 0);
-    let mut piece =
-        |parent: Option<usize>, n: usize, learn: bool| (parent, families::ids(&mut rng, n, vocabulary), learn);
+    let mut piece = |parent: Option<usize>, n: usize, learn: bool| (parent, small::ids(&mut rng, n, vocabulary), learn);
     compare(config, &[piece(None, 23, true)], &format!("{family}, one sequence"));
     let packed = [piece(None, 9, true), piece(None, 2, true), piece(None, 40, true), piece(None, 7, true)];
     compare(config, &packed, &format!("{family}, packed"));
@@ -274,22 +273,22 @@ fn one_family(config: &Value) {
 
 #[test]
 fn qwen3_has_the_log_probabilities_and_gradients_of_the_tape() {
-    one_family(&families::qwen3());
+    one_family(&small::qwen3());
 }
 
 #[test]
 fn qwen2_has_the_log_probabilities_and_gradients_of_the_tape() {
-    one_family(&families::qwen2());
+    one_family(&small::qwen2());
 }
 
 #[test]
 fn llama_has_the_log_probabilities_and_gradients_of_the_tape() {
-    one_family(&families::llama());
+    one_family(&small::llama());
 }
 
 #[test]
 fn olmo3_has_the_log_probabilities_and_gradients_of_the_tape() {
-    one_family(&families::olmo3());
+    one_family(&small::olmo3());
 }
 
 fn fixtures() -> Utf8PathBuf {
@@ -349,11 +348,11 @@ fn the_tape_has_the_stored_logits_of_transformers() {
 
 #[test]
 fn the_gradients_of_the_tape_are_those_of_finite_differences() {
-    for config in [families::qwen3(), families::qwen2(), families::llama(), families::olmo3()] {
+    for config in [small::qwen3(), small::qwen2(), small::llama(), small::olmo3()] {
         let family = config["model_type"].as_str().unwrap().to_owned();
         let tape = synthetic(&config, 5);
         let mut rng = Rng::new(23, 0);
-        let ids = families::ids(&mut rng, 14, tape.size("vocab_size"));
+        let ids = small::ids(&mut rng, 14, tape.size("vocab_size"));
         let loss = |tape: &Tape| tape.logps(&ids, 1, 1.0).unwrap().sum_all().unwrap();
         let grads = loss(&tape).backward().unwrap();
         for (name, weight) in &tape.weights {
@@ -422,12 +421,12 @@ fn synthetic(config: &Value, seed: u64) -> Tape {
 
 #[test]
 fn a_row_of_targets_in_any_order_has_the_gradient_of_the_row_in_order() {
-    let config = families::qwen3();
+    let config = small::qwen3();
     let mut rng = Rng::new(29, 0);
-    let ids = families::ids(&mut rng, 12, 67);
+    let ids = small::ids(&mut rng, 12, 67);
     let targets: Vec<Target> = (0..11).map(|t| Target { row: t, id: ids[t as usize + 1] }).collect();
     let run = |targets: &[Target]| {
-        let mut model = families::random(&config, 3);
+        let mut model = small::random(&config, 3);
         model.train(&ids, &Packing::single(12), targets, 1.0, |_, s| s.logp).unwrap();
         let grads = model.params().iter().map(|p| p.grad.clone().unwrap()).collect::<Vec<Tensor>>();
         grads
