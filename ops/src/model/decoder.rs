@@ -1,8 +1,9 @@
 //! A decoder-only language model: embedding, blocks, final norm, head.
 //!
-//! 1. `forward` runs a packed row and keeps what the backward needs. 2. `backward` walks the blocks the other way, down
-//! to the lowest that has something to learn. 3. `train` is both with the head between them. 4. `extend` is the same
-//! forward over caches, for sampling.
+//! 1. `forward` runs a packed row and keeps what the backward needs.
+//! 2. `backward` walks the blocks the other way, down to the lowest that has something to learn.
+//! 3. `train` is both with the head between them.
+//! 4. `extend` is the same forward over caches, for sampling.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

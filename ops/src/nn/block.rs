@@ -55,7 +55,7 @@ pub struct Saved {
     /// Queries and keys before norm and rotation, with the norms' 1 / root.
     q: Tensor,
     k: Tensor,
-    roots: Option<(Tensor, Tensor)>,
+    roots: Roots,
     v: Tensor,
     /// Softmax statistics of attention.
     stats: Tensor,
@@ -79,9 +79,12 @@ pub struct Rows<'a> {
     pub ropes: &'a [RopeTable],
 }
 
+/// 1 / root of the norms of queries and keys.
+type Roots = Option<(Tensor, Tensor)>;
+
 impl Attention {
     /// Queries and keys with norm and rotation, and the norms' roots. What comes in is left as it is.
-    fn place(&self, r: Rows<'_>, q: &Tensor, k: &Tensor) -> Result<(Tensor, Tensor, Option<(Tensor, Tensor)>)> {
+    fn place(&self, r: Rows<'_>, q: &Tensor, k: &Tensor) -> Result<(Tensor, Tensor, Roots)> {
         let (q, k, roots) = match &self.norms {
             Some((qn, kn)) => {
                 let ((q, rq), (k, rk)) = (qn.forward(r.kernels, q)?, kn.forward(r.kernels, k)?);
