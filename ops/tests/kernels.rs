@@ -115,30 +115,34 @@ fn rms_norm_over_heads_norms_every_head_by_itself() {
 #[test]
 fn rope_turns_pairs_by_position_and_its_gradient_turns_back() {
     let mut rng = Rng::new(3, 0);
-    for (n, heads, d, theta) in [(1, 1, 2, 1e4), (7, 3, 6, 1e4), (70, 2, 16, 1e6), (33, 5, 128, 5e5), (300, 4, 64, 1e6)]
-    {
-        let what = format!("({n}, {heads}, {d}), theta {theta}");
+    for (n, heads, d, theta, scale) in [
+        (1, 1, 2, 1e4f64, 1.0f32),
+        (7, 3, 6, 1e4, 1.25),
+        (70, 2, 16, 1e6, 1.0),
+        (33, 5, 128, 5e5, 1.0),
+        (300, 4, 64, 1e6, 1.1),
+    ] {
+        let what = format!("({n}, {heads}, {d}), theta {theta}, scale {scale}");
         let positions: Vec<u32> = (0..n).map(|_| rng.below(2000) as u32).collect();
-        let mut table = RopeTable::new(theta, d);
+        // the frequencies and angles are float32 by definition (transformers); everything after them is float64
+        let frequencies: Vec<f32> = (0..d / 2).map(|i| theta.powf(-2.0 * i as f64 / d as f64) as f32).collect();
+        let mut table = RopeTable::new(frequencies.clone(), scale);
         table.reserve(2000);
         let x = random(&mut rng, &[n, heads * d], 1.0);
         let turned = kernel::rope(CPU, x.copy().unwrap(), heads, &table, &positions, 1.0).unwrap();
         let back = kernel::rope(CPU, turned.copy().unwrap(), heads, &table, &positions, -1.0).unwrap();
 
-        // the frequencies and angles are float32 by definition (transformers); everything after them is float64
-        let mut angles = Vec::new();
-        for p in &positions {
-            for i in 0..d / 2 {
-                let frequency = theta.powf(-2.0 * i as f64 / d as f64) as f32;
-                angles.push(f64::from(*p as f32 * frequency));
-            }
-        }
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|p| frequencies.iter().map(|frequency| f64::from(*p as f32 * frequency)))
+            .collect();
         let angles = Tensor::from_vec(angles, (n, 1, d / 2), &Device::Cpu).unwrap();
-        let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+        let scale = f64::from(scale);
+        let (cos, sin) = ((angles.cos().unwrap() * scale).unwrap(), (angles.sin().unwrap() * scale).unwrap());
         let x = wide(&x);
         let want = plain::rope(&x, heads, &cos, &sin).unwrap();
         near(&turned, &want, 1e-6, &what);
-        near(&back, &x, 1e-6, &what);
+        near(&back, &(&x * (scale * scale)).unwrap(), 1e-6, &what);
         let dy = wide(&random(&mut rng, &[n, heads * d], 1.0));
         let dx = plain::rope(&dy, heads, &cos, &sin.neg().unwrap()).unwrap();
         let f = |i: &[Tensor]| inner(&plain::rope(&i[0], heads, &cos, &sin).unwrap(), &dy);
@@ -203,6 +207,21 @@ fn products_with_weights_and_their_gradients_are_those_of_float64() {
         near(&dx, &dy.matmul(&w).unwrap(), 3e-6, &what);
         let want = (wide(&start) + dy.t().unwrap().matmul(&x).unwrap()).unwrap();
         near(&dw, &want, 3e-6, &what);
+    }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row_and_its_gradient_is_their_sum() {
+    let mut rng = Rng::new(15, 0);
+    for (n, out) in [(1, 1), (3, 7), (129, 33), (40, 1024)] {
+        let what = format!("({n}, {out})");
+        let (y, b) = (random(&mut rng, &[n, out], 1.0), random(&mut rng, &[out], 1.0));
+        let (dy, start) = (random(&mut rng, &[n, out], 1.0), random(&mut rng, &[out], 1.0));
+        let got = kernel::add_bias(CPU, y.copy().unwrap(), &b).unwrap();
+        near(&got, &wide(&y).broadcast_add(&wide(&b)).unwrap(), 1e-7, &what);
+        let mut db = start.copy().unwrap();
+        kernel::add_columns(CPU, &dy, &mut db).unwrap();
+        near(&db, &(wide(&start) + wide(&dy).sum(0).unwrap()).unwrap(), 2e-6, &what);
     }
 }
 

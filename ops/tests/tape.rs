@@ -282,6 +282,15 @@ fn qwen2_has_the_log_probabilities_and_gradients_of_the_tape() {
 }
 
 #[test]
+fn layers_that_slide_and_layers_that_do_not_have_the_gradients_of_the_tape() {
+    let mut config = small::qwen2();
+    config["use_sliding_window"] = Value::from(true);
+    config["sliding_window"] = Value::from(4);
+    config["layer_types"] = Value::from(vec!["full_attention", "sliding_attention", "full_attention"]);
+    one_family(&config);
+}
+
+#[test]
 fn llama_has_the_log_probabilities_and_gradients_of_the_tape() {
     one_family(&small::llama());
 }

@@ -30,7 +30,7 @@ fn sizes(family: &str, more: Value) -> Value {
 
 /// q/k norm by head, a head dimension of its own, tied embeddings.
 pub fn qwen3() -> Value {
-    sizes("qwen3", json!({ "head_dim": 10, "tie_word_embeddings": true }))
+    sizes("qwen3", json!({ "head_dim": 10, "tie_word_embeddings": true, "attention_bias": false }))
 }
 
 /// Biases on q, k and v; the head dimension is hidden / heads.
