@@ -64,28 +64,43 @@ fn tokenizer_error(error: tokenizers::Error) -> OpError {
     OpError::failed(format!("tokenizer: {error}"))
 }
 
+/// The chat template of a folder, where it has one.
+fn template_source(folder: &Utf8Path) -> Result<Option<String>, OpError> {
+    let file = folder.join("chat_template.jinja");
+    if file.exists() {
+        return Ok(Some(fs_err::read_to_string(&file)?));
+    }
+    let path = folder.join("tokenizer_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
+        .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
+    Ok(json["chat_template"].as_str().map(str::to_owned))
+}
+
 impl Text {
     /// Loads `tokenizer.json` and the chat template (`chat_template.jinja`, else the one in `tokenizer_config.json`).
     ///
     /// # Errors
     /// Names the file that is missing or malformed.
     pub fn load(folder: &Utf8Path, eos: &[u32]) -> Result<Text, OpError> {
+        let text = Text::load_plain(folder, eos)?;
+        if !text.has_template() {
+            return Err(OpError::failed(format!("`{folder}` has no chat template")));
+        }
+        Ok(text)
+    }
+
+    /// Loads `tokenizer.json`, and the chat template where there is one.
+    ///
+    /// # Errors
+    /// Names the file that is missing or malformed.
+    pub fn load_plain(folder: &Utf8Path, eos: &[u32]) -> Result<Text, OpError> {
         let path = folder.join(TOKENIZER_FILE);
         let bytes = fs_err::read(&path)?;
         let tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-        let file = folder.join("chat_template.jinja");
-        let source = if file.exists() {
-            fs_err::read_to_string(&file)?
-        } else {
-            let path = folder.join("tokenizer_config.json");
-            let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
-                .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-            match json["chat_template"].as_str() {
-                Some(template) => template.to_owned(),
-                None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
-            }
-        };
         let mut template = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         template.set_syntax(syntax.map_err(|e| OpError::failed(format!("the template syntax: {e}")))?);
@@ -93,12 +108,19 @@ impl Text {
         template.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
         });
-        template
-            .add_template_owned("chat", source)
-            .map_err(|e| OpError::failed(format!("the chat template of `{folder}` is not valid: {e}")))?;
+        if let Some(source) = template_source(folder)? {
+            template
+                .add_template_owned("chat", source)
+                .map_err(|e| OpError::failed(format!("the chat template of `{folder}` is not valid: {e}")))?;
+        }
         let mut text = Text { tokenizer, template, local: false, eos: eos.to_vec(), seen: Mutex::new(HashMap::new()) };
-        text.local = text.is_local();
+        text.local = text.has_template() && text.is_local();
         Ok(text)
+    }
+
+    /// Whether conversations can be rendered.
+    pub fn has_template(&self) -> bool {
+        self.template.get_template("chat").is_ok()
     }
 
     /// Tries the template on conversations of a few turns: is a whole the sum of its turns?
