@@ -280,6 +280,8 @@ pub enum Model {
     Logits(Logits),
     /// Write what a model says after a prompt
     Generate(Generate),
+    /// Write a model whose weights have an adapter added
+    Merge(Merge),
     /// Write a model in another type of number, or in other shards
     Convert(Convert),
 }
@@ -290,6 +292,9 @@ pub struct Source {
     /// A Hugging Face folder
     #[arg(value_name = "DIR")]
     pub dir: Utf8PathBuf,
+    /// A PEFT folder whose adapters are put on
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<Utf8PathBuf>,
     /// Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub device: DeviceRequest,
@@ -378,10 +383,29 @@ pub struct Convert {
     /// A Hugging Face folder
     #[arg(value_name = "DIR")]
     pub dir: Utf8PathBuf,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Merge {
+    /// A Hugging Face folder: the base
+    #[arg(value_name = "DIR")]
+    pub dir: Utf8PathBuf,
+    /// A PEFT folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Utf8PathBuf,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// How a model is written, and where.
+#[derive(Debug, clap::Args)]
+pub struct Form {
     /// A new folder; nothing is overwritten
     #[arg(long, value_name = "DIR")]
     pub out: Utf8PathBuf,
-    /// Type of numbers, rounded to the nearest, ties to even [default: as they are]
+    /// Type of numbers, rounded to the nearest, ties to even [default: the model's own]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
     /// Largest file of weights

@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use serde_json::json;
 
 use super::{model_generate, model_info};
-use crate::args::{Convert, Dtype, Global, Logits, Model, Source};
+use crate::args::{Convert, Dtype, Form, Global, Logits, Merge, Model, Source};
 use crate::exit::{Exit, Failure};
 use crate::terminal::{out_json, say};
 use crate::text;
@@ -19,13 +19,14 @@ pub fn run(args: &Model, global: &Global) -> Result<Exit, Failure> {
         Model::Info(verb) => model_info::run(verb, global),
         Model::Logits(verb) => logits(verb, global),
         Model::Generate(verb) => model_generate::run(verb, global),
+        Model::Merge(verb) => merge(verb, global),
         Model::Convert(verb) => convert(verb, global),
     }
 }
 
 /// The model as the library takes it.
 pub fn source(args: &Source) -> tool::Source {
-    tool::Source { folder: args.dir.clone(), device: args.device }
+    tool::Source { folder: args.dir.clone(), adapter: args.adapter.clone(), device: args.device }
 }
 
 fn logits(args: &Logits, global: &Global) -> Result<Exit, Failure> {
@@ -44,15 +45,27 @@ fn logits(args: &Logits, global: &Global) -> Result<Exit, Failure> {
 }
 
 fn convert(args: &Convert, global: &Global) -> Result<Exit, Failure> {
-    free(&args.out)?;
-    let dtype = args.dtype.map(|dtype| match dtype {
+    let Form { out, shard_size, .. } = &args.form;
+    free(out)?;
+    let written = tool::convert::convert(&args.dir, out, dtype(&args.form), *shard_size)?;
+    tell(out, &written, global);
+    Ok(Exit::Done)
+}
+
+fn merge(args: &Merge, global: &Global) -> Result<Exit, Failure> {
+    let Form { out, shard_size, .. } = &args.form;
+    free(out)?;
+    let written = tool::merge::merge(&args.dir, &args.adapter, out, dtype(&args.form), *shard_size)?;
+    tell(out, &written, global);
+    Ok(Exit::Done)
+}
+
+fn dtype(form: &Form) -> Option<FloatType> {
+    form.dtype.map(|dtype| match dtype {
         Dtype::Float32 => FloatType::Float32,
         Dtype::Bfloat16 => FloatType::Bfloat16,
         Dtype::Float16 => FloatType::Float16,
-    });
-    let written = tool::convert::convert(&args.dir, &args.out, dtype, args.shard_size)?;
-    tell(&args.out, &written, global);
-    Ok(Exit::Done)
+    })
 }
 
 /// Nothing is overwritten.

@@ -228,7 +228,7 @@ pub fn with_dtype(mut config: Value, dtype: FloatType) -> Value {
     config
 }
 
-/// Writes `config.json` and float32 weights in one file into a folder, which is made if need be.
+/// Writes `config.json` and float32 weights in one file, adapters merged, into a folder, which is made if need be.
 ///
 /// # Errors
 /// The file system's.
@@ -236,21 +236,22 @@ pub fn save(model: &Model, folder: &Utf8Path) -> Result<(), OpError> {
     save_as(model, folder, Format::default())
 }
 
-/// Writes `config.json` and the weights into a folder, which is made if need be.
+/// Writes `config.json` and the weights, adapters merged, into a folder, which is made if need be.
 ///
 /// # Errors
 /// The file system's, and a weight that the type cannot hold.
 pub fn save_as(model: &Model, folder: &Utf8Path, format: Format) -> Result<(), OpError> {
     fs_err::create_dir_all(folder)?;
     write_json(&folder.join("config.json"), &with_dtype(model.config.to_json(), format.dtype))?;
-    let params: BTreeMap<String, &Tensor> = model.params().into_iter().map(|p| (p.name.clone(), &p.value)).collect();
-    let entry = |p: &crate::nn::layer::Param| Entry {
-        name: p.name.clone(),
+    let weights = model.weights().map_err(failed)?;
+    let entry = |(name, value): &(String, Tensor)| Entry {
+        name: name.clone(),
         dtype: format.dtype.stored(),
-        shape: p.value.dims().to_vec(),
+        shape: value.dims().to_vec(),
     };
-    let entries = model.params().into_iter().map(entry).collect();
-    write_shards(folder, entries, format.shard_bytes, |entry| encode(&entry.name, params[&entry.name], format.dtype))
+    let entries = weights.iter().map(entry).collect();
+    let weights: BTreeMap<String, Tensor> = weights.into_iter().collect();
+    write_shards(folder, entries, format.shard_bytes, |entry| encode(&entry.name, &weights[&entry.name], format.dtype))
 }
 
 /// Copies tokenizer, template and generation settings from one model folder to another.

@@ -2,7 +2,7 @@
 //!
 //! - `info`: what a folder or a file holds, without loading it. - `logits`: logits and greedy ids of given tokens.
 //! - `generate`: texts for a prompt. - `talk`: a conversation whose cache goes on. - `convert`: the same weights in
-//!   other types and shards.
+//!   other types and shards. - `merge`: a model with its adapters added to the weights.
 //!
 //! Invariants: plain data in and out, so that the program knows no tensor; files and folders appear whole under their
 //! names or not at all, and a folder never replaces one that is there.
@@ -11,26 +11,35 @@ pub mod convert;
 pub mod generate;
 pub mod info;
 pub mod logits;
+pub mod merge;
 pub mod stream;
 pub mod talk;
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::model::{self, Model, open_device};
+use crate::model::{self, Model, lora, open_device};
 use crate::text::Text;
 
 /// Which model, and where it runs.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub folder: Utf8PathBuf,
+    /// A PEFT folder whose adapters are put on.
+    pub adapter: Option<Utf8PathBuf>,
     pub device: DeviceRequest,
 }
 
 /// Loads the weights; also says where they are.
 fn load(source: &Source) -> Result<(Model, String), OpError> {
     let (device, why) = open_device(source.device)?;
-    Ok((model::load(&source.folder, &device)?, why))
+    let mut model = model::load(&source.folder, &device)?;
+    if let Some(adapter) = &source.adapter {
+        lora::load_adapter(&mut model, adapter)?;
+        // as PEFT's merge: one product instead of three for every layer
+        lora::merge(&mut model)?;
+    }
+    Ok((model, why))
 }
 
 /// Loads the weights and the text side.
