@@ -44,11 +44,12 @@ fn named(value: &Json) -> Option<&str> {
 }
 
 impl Template {
-    /// Loads `chat_template.jinja`, else the template in `tokenizer_config.json`; and the special tokens.
+    /// Loads `chat_template.jinja`, else the template in `tokenizer_config.json`, and the special tokens; `None` where
+    /// the folder has neither template.
     ///
     /// # Errors
-    /// Names the file that is missing or malformed, and what in a template is not understood.
-    pub fn load(folder: &Utf8Path) -> Result<Template, OpError> {
+    /// Names the file that is malformed, and what in a template is not understood.
+    pub fn load(folder: &Utf8Path) -> Result<Option<Template>, OpError> {
         let (file, settings) = (folder.join("chat_template.jinja"), folder.join("tokenizer_config.json"));
         let settings = if settings.exists() { read_json(&settings)? } else { Json::Null };
         let source = if file.exists() {
@@ -56,7 +57,7 @@ impl Template {
         } else {
             match named(&settings["chat_template"]) {
                 Some(template) => template.to_owned(),
-                None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
+                None => return Ok(None),
             }
         };
         let mut variables = Map::new();
@@ -74,7 +75,7 @@ impl Template {
             let why = explain(&e);
             OpError::failed(format!("the chat template of `{folder}` cannot be used: {why}"))
         })?;
-        Ok(Template { environment, variables })
+        Ok(Some(Template { environment, variables }))
     }
 
     /// A conversation as text.
