@@ -55,6 +55,7 @@ pub fn load_tensors(folder: &Utf8Path) -> Result<BTreeMap<String, Tensor>, OpErr
 /// # Errors
 /// Names what is missing or not supported.
 pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
+    crate::policy::refuse_training(folder)?;
     let path = folder.join("config.json");
     let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
         .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;

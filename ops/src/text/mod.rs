@@ -3,5 +3,5 @@
 mod dialogue;
 mod tokenizer;
 
-pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, split_reasoning};
+pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, said, split_reasoning};
 pub use tokenizer::{Message, Role, Text, train_tokenizer};
