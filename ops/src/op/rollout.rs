@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, EnvName, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
-use crate::policy::{Ask, Policy, Sampling, Session};
+use crate::policy::{Ask, Finish, Policy, Sampling, Session};
 use crate::rng::Rng;
 
 /// How actions are decoded.
@@ -185,6 +185,10 @@ fn play(
             .collect();
         for (i, answer) in playing.into_iter().zip(policy.answer(&asks, &|| ctx.stopping())?) {
             let game = &mut games[i];
+            if answer.finish == Finish::Room {
+                game.full = true;
+                continue;
+            }
             // a reply that never ended is no action, whatever it says
             let action = answer.ended().map_or_else(String::new, |text| text.trim().to_owned());
             let actions = game.world.admissible();

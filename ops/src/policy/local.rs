@@ -51,7 +51,7 @@ pub trait Weights {
         &self,
         text: &Text,
         jobs: Vec<Job<'_, Self::Sequence>>,
-        stopping: &(dyn Fn() -> bool + Sync),
+        stopping: &dyn Fn() -> bool,
     ) -> Result<Vec<Done<Self::Sequence>>, OpError>;
 }
 
@@ -150,7 +150,7 @@ impl<W: Weights> Policy for Local<W> {
         Some(self.weights.positions())
     }
 
-    fn answer(&mut self, asks: &[Ask<'_>], stopping: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Answer>, OpError> {
+    fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError> {
         // 1. what is asked, and of which caches
         let mut jobs = Vec::with_capacity(asks.len());
         for ask in asks {

@@ -7,9 +7,12 @@
 //! stream of its own ask, never on what is asked beside it; what a make cannot say (ids, log-probabilities, lengths) is
 //! `None`, never a guess; who answered, and whether the same answers would come again, is told by [`Policy::identity`].
 
+mod endpoint;
+mod http;
 mod local;
 mod own;
 
+pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
 pub use own::Own;
 
 use actloom_engine::op::{DeviceRequest, OpError};
@@ -70,8 +73,10 @@ pub struct Ask<'a> {
 pub enum Finish {
     /// The policy ended it, or one of the stop strings did.
     End,
-    /// It was cut off: the longest answer, or no room left.
+    /// It was cut off.
     Length,
+    /// The conversation fills what the policy can read, and nothing was said.
+    Room,
 }
 
 /// An answer.
@@ -100,6 +105,9 @@ pub struct Identity {
     pub make: &'static str,
     /// What was loaded, or what the server says it serves.
     pub served: Vec<String>,
+    /// Models that a server lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listed: Vec<String>,
     /// Where: a device and why, or a server's address.
     pub at: String,
     /// Equal inputs and seeds give equal answers.
@@ -155,7 +163,7 @@ pub trait Policy {
     ///
     /// # Errors
     /// The make's own, and `Interrupted`.
-    fn answer(&mut self, asks: &[Ask<'_>], stopping: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Answer>, OpError>;
+    fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError>;
 }
 
 /// Opens a conversation at a state: first observation, then actions and observations.
@@ -246,7 +254,8 @@ pub fn make_of(path: &Utf8Path) -> Result<Make, OpError> {
 pub fn open(path: &Utf8Path, device: DeviceRequest) -> Result<Box<dyn Policy>, OpError> {
     Ok(match make_of(path)? {
         Make::Own => Box::new(own::load(path, device)?),
-        other => return Err(OpError::failed(format!("{other:?} cannot act yet"))),
+        Make::Gguf(file) => return Err(OpError::failed(format!("{file:?} cannot act yet"))),
+        Make::Endpoint(file) => Box::new(Endpoint::load(&file)?),
     })
 }
 

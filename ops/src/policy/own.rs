@@ -27,7 +27,11 @@ pub(super) fn load(folder: &Utf8Path, device: DeviceRequest) -> Result<Own, OpEr
         return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
     }
     let served = folder.file_name().unwrap_or("model").to_owned();
-    Ok(Local::new(model, text, Identity { make: "own", served: vec![served], at: why, reproducible: true }))
+    Ok(Local::new(
+        model,
+        text,
+        Identity { make: "own", served: vec![served], listed: Vec::new(), at: why, reproducible: true },
+    ))
 }
 
 /// Refuses settings that the sampler does not know.
@@ -64,7 +68,7 @@ impl Weights for Model {
         &self,
         text: &Text,
         jobs: Vec<Job<'_, Sequence>>,
-        stopping: &(dyn Fn() -> bool + Sync),
+        stopping: &dyn Fn() -> bool,
     ) -> Result<Vec<Done<Sequence>>, OpError> {
         let mut requests = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -73,7 +77,7 @@ impl Weights for Model {
             let (temperature, max_tokens) = (sampling.temperature, sampling.max_tokens);
             requests.push(Request { sequence, feed, temperature, max_tokens, allowed, rng });
         }
-        let done = complete(self, &text.eos, requests, &|| stopping())?;
+        let done = complete(self, &text.eos, requests, stopping)?;
         Ok(done
             .into_iter()
             .map(|c| Done { sequence: c.sequence, ids: c.ids, logps: c.logps, ended: c.ended })

@@ -4,4 +4,4 @@ mod dialogue;
 mod tokenizer;
 
 pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, said, split_reasoning};
-pub use tokenizer::{Message, Role, Text, train_tokenizer};
+pub use tokenizer::{Message, Role, Template, Text, train_tokenizer};

@@ -48,10 +48,44 @@ impl Message {
     }
 }
 
+/// A chat template: what a conversation is as text.
+pub struct Template(Environment<'static>);
+
+impl Template {
+    /// Parses a template; `of` says in errors whose it is.
+    ///
+    /// # Errors
+    /// Where it is not valid.
+    pub fn new(source: String, of: &str) -> Result<Template, OpError> {
+        let mut template = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        template.set_syntax(syntax.map_err(|e| OpError::failed(format!("the template syntax: {e}")))?);
+        template.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        template.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+        });
+        template
+            .add_template_owned("chat", source)
+            .map_err(|e| OpError::failed(format!("the chat template of {of} is not valid: {e}")))?;
+        Ok(Template(template))
+    }
+
+    /// A conversation as text.
+    ///
+    /// # Errors
+    /// The template's.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, OpError> {
+        self.0
+            .get_template("chat")
+            .and_then(|t| t.render(context! { messages => Value::from(Serde(messages)), add_generation_prompt }))
+            .map_err(|e| OpError::failed(format!("the chat template refused the conversation: {e}")))
+    }
+}
+
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokenizer: Tokenizer,
-    template: Environment<'static>,
+    template: Template,
     /// Each turn renders to the same text wherever it stands, so turns can be rendered alone.
     local: bool,
     /// Any of these ends a turn.
@@ -86,19 +120,14 @@ impl Text {
                 None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
             }
         };
-        let mut template = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        template.set_syntax(syntax.map_err(|e| OpError::failed(format!("the template syntax: {e}")))?);
-        template.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        template.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-        });
-        template
-            .add_template_owned("chat", source)
-            .map_err(|e| OpError::failed(format!("the chat template of `{folder}` is not valid: {e}")))?;
+        Ok(Text::new(tokenizer, Template::new(source, &format!("`{folder}`"))?, eos))
+    }
+
+    /// A text side made of its parts.
+    pub fn new(tokenizer: Tokenizer, template: Template, eos: &[u32]) -> Text {
         let mut text = Text { tokenizer, template, local: false, eos: eos.to_vec(), seen: Mutex::new(HashMap::new()) };
         text.local = text.is_local();
-        Ok(text)
+        text
     }
 
     /// Tries the template on conversations of a few turns: is a whole the sum of its turns?
@@ -153,10 +182,7 @@ impl Text {
     /// # Errors
     /// The template's.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, OpError> {
-        self.template
-            .get_template("chat")
-            .and_then(|t| t.render(context! { messages => Value::from(Serde(messages)), add_generation_prompt }))
-            .map_err(|e| OpError::failed(format!("the chat template refused the conversation: {e}")))
+        self.template.render(messages, add_generation_prompt)
     }
 
     /// What `messages[from..]` add to the text of `messages[..from]`, which must be its beginning.
