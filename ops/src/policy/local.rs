@@ -42,7 +42,11 @@ pub trait Weights {
 
     fn positions(&self) -> usize;
 
+    /// Conversations that are best held side by side.
     fn width(&self) -> usize;
+
+    /// Jobs that are best given at once.
+    fn together(&self) -> usize;
 
     /// Reads tokens.
     fn read(&self, sequence: &mut Self::Sequence, ids: &[u32]) -> Result<(), OpError>;
@@ -151,6 +155,17 @@ impl<W: Weights> Policy for Local<W> {
     }
 
     fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError> {
+        let mut answers = Vec::with_capacity(asks.len());
+        for asks in asks.chunks(self.weights.together()) {
+            answers.extend(self.some(asks, stopping)?);
+        }
+        Ok(answers)
+    }
+}
+
+impl<W: Weights> Local<W> {
+    /// Answers asks that are given to the weights at once.
+    fn some(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError> {
         // 1. what is asked, and of which caches
         let mut jobs = Vec::with_capacity(asks.len());
         for ask in asks {

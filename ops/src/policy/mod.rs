@@ -1,18 +1,21 @@
 //! Whoever acts: one trait, and three makes of it.
 //!
-//! 1. [`own`]: a model of ours, through the sampler that training uses. 2. [`gguf`]: quantized weights, which can be
-//! sampled and not trained. 3. [`endpoint`]: an OpenAI-compatible server.
+//! 1. [`Own`]: a model of ours, through the sampler that training uses. 2. [`Gguf`]: quantized weights, which can be
+//! sampled and not trained. 3. [`Endpoint`]: an OpenAI-compatible server.
 //!
 //! Invariants: an op that acts knows only the trait; an answer depends on the conversation, the sampling and the random
 //! stream of its own ask, never on what is asked beside it; what a make cannot say (ids, log-probabilities, lengths) is
 //! `None`, never a guess; who answered, and whether the same answers would come again, is told by [`Policy::identity`].
 
 mod endpoint;
+pub mod gguf;
 mod http;
 mod local;
 mod own;
+mod quantized;
 
 pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
+pub use gguf::Gguf;
 pub use own::Own;
 
 use actloom_engine::op::{DeviceRequest, OpError};
@@ -254,7 +257,7 @@ pub fn make_of(path: &Utf8Path) -> Result<Make, OpError> {
 pub fn open(path: &Utf8Path, device: DeviceRequest) -> Result<Box<dyn Policy>, OpError> {
     Ok(match make_of(path)? {
         Make::Own => Box::new(own::load(path, device)?),
-        Make::Gguf(file) => return Err(OpError::failed(format!("{file:?} cannot act yet"))),
+        Make::Gguf(file) => Box::new(gguf::load(&file, device)?),
         Make::Endpoint(file) => Box::new(Endpoint::load(&file)?),
     })
 }

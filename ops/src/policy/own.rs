@@ -59,6 +59,10 @@ impl Weights for Model {
         BATCH
     }
 
+    fn together(&self) -> usize {
+        usize::MAX
+    }
+
     fn read(&self, sequence: &mut Sequence, ids: &[u32]) -> Result<(), OpError> {
         self.extend(&mut [(sequence, ids)]).map_err(failed)?;
         Ok(())

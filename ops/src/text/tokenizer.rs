@@ -70,6 +70,11 @@ impl Template {
         Ok(Template(template))
     }
 
+    /// Gives the template a name it may use: `bos_token`.
+    pub fn define(&mut self, name: &'static str, value: String) {
+        self.0.add_global(name, value);
+    }
+
     /// A conversation as text.
     ///
     /// # Errors
