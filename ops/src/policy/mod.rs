@@ -17,6 +17,7 @@ mod quantized;
 pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
 pub use gguf::Gguf;
 pub use own::Own;
+pub use quantized::Quantized;
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::{Utf8Path, Utf8PathBuf};
