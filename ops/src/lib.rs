@@ -7,6 +7,7 @@ pub mod infer;
 pub mod model;
 pub mod nn;
 pub mod op;
+pub mod policy;
 pub mod registry;
 pub mod report;
 pub mod reward;

@@ -113,6 +113,7 @@ pub fn read_config(folder: &Utf8Path) -> Result<Value, OpError> {
 /// # Errors
 /// Names what is missing or not supported.
 pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
+    crate::policy::refuse_training(folder)?;
     Model::new(Config::from_json(&read_config(folder)?)?, load_tensors(folder)?, device)
 }
 

@@ -68,14 +68,22 @@ impl Template {
                 variables.insert(name.to_owned(), json!(token));
             }
         }
+        Template::new(source, &format!("`{folder}`"), variables).map(Some)
+    }
+
+    /// Parses a template; `of` says in errors whose it is, `tokens` are the special tokens by the names that templates
+    /// use (`bos_token`).
+    ///
+    /// # Errors
+    /// What in the template is not understood.
+    pub fn new(source: String, of: &str, tokens: Map<String, Json>) -> Result<Template, OpError> {
+        let mut variables = tokens;
         for name in ["tools", "documents"] {
             variables.insert(name.to_owned(), Json::Null);
         }
-        let environment = environment(source).map_err(|e| {
-            let why = explain(&e);
-            OpError::failed(format!("the chat template of `{folder}` cannot be used: {why}"))
-        })?;
-        Ok(Some(Template { environment, variables }))
+        let environment = environment(source)
+            .map_err(|e| OpError::failed(format!("the chat template of {of} cannot be used: {}", explain(&e))))?;
+        Ok(Template { environment, variables })
     }
 
     /// A conversation as text.

@@ -107,15 +107,20 @@ impl Text {
         let tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
         let template = Template::load(folder)?;
+        Ok(Text::new(tokenizer, template, &end_ids(folder)?.unwrap_or_else(|| eos.to_vec())))
+    }
+
+    /// A text side made of its parts. The token that the template writes after an answer ends it, too.
+    pub fn new(tokenizer: Tokenizer, template: Option<Template>, eos: &[u32]) -> Text {
         let mut text = Text { tokenizer, template, local: false, eos: Vec::new(), seen: Mutex::new(HashMap::new()) };
         text.local = text.has_template() && text.is_local();
         text.eos.extend(text.closing());
-        for id in end_ids(folder)?.unwrap_or_else(|| eos.to_vec()) {
-            if !text.eos.contains(&id) {
-                text.eos.push(id);
+        for id in eos {
+            if !text.eos.contains(id) {
+                text.eos.push(*id);
             }
         }
-        Ok(text)
+        text
     }
 
     /// Whether conversations can be rendered.
