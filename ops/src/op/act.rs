@@ -3,7 +3,7 @@
 //! arXiv 2603.08706. The model sees the state and both actions in random order, reasons freely, then answers with the
 //! text of one of them. Which reasoning helps is left to the reinforcement.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
 use super::common;
 use super::policy_optimisation::Params;
@@ -67,7 +67,7 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -75,6 +75,10 @@ impl Op for Act {
             .input("model", Kind::MODEL, "the model to start from")
             .input("pairs", Kind::PAIRS, "pairs of actions; those held out are left out")
             .output("model", Kind::MODEL, "the trained model")
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -1,6 +1,6 @@
 //! `rl`: GRPO on the next action at the states of expert episodes: single step, the reward compares with the expert.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
 use super::common::{self, past, state_ids};
 use super::policy_optimisation::Params;
@@ -39,7 +39,7 @@ pub struct Rl;
 impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "learns by GRPO to act as the expert does at the states of its episodes";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -47,6 +47,10 @@ impl Op for Rl {
             .input("model", Kind::MODEL, "the model to start from")
             .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
             .output("model", Kind::MODEL, "the trained model")
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod grpo;
+pub mod objective;
 pub mod optimizer;
 pub mod schedule;
 pub mod sft;
+pub mod update;
