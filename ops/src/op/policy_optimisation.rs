@@ -304,3 +304,60 @@ impl Params {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn params(value: Value) -> Params {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn without_a_name_the_objective_is_the_default_one() {
+        assert_eq!(params(json!({})).objective(), (Objective::default(), Advantage::Group));
+        assert_eq!(params(json!({ "loss": "bnpo" })).objective(), params(json!({})).objective());
+        assert!(params(json!({ "aggregation": "sequence", "clip_high": 0.3, "delta": 1.4 })).check().is_empty());
+    }
+
+    #[test]
+    fn names_expand_to_settings_and_keep_what_is_said_beside_them() {
+        let (gspo, _) = params(json!({ "loss": "gspo", "clip_low": 0.001 })).objective();
+        assert_eq!((gspo.ratio, gspo.aggregation), (Level::Sequence, Aggregation::Sequence));
+        assert_eq!((gspo.clip_low, gspo.clip_high), (0.001, 4e-4));
+        let (dr, advantage) = params(json!({ "loss": "dr_grpo", "advantage": "none" })).objective();
+        assert_eq!((dr.aggregation, advantage), (Aggregation::Constant, Advantage::None));
+        let (dapo, _) =
+            params(json!({ "loss": "dapo", "correction": "token_mask", "correction_cap": 3.0 })).objective();
+        assert_eq!((dapo.clip_low, dapo.clip_high), (0.2, 0.28));
+        let correction = Correction { level: Level::Token, bound: Bound::Mask, cap: 3.0 };
+        assert_eq!(dapo.correction, Some(correction));
+        let (grpo, _) = params(json!({ "loss": "grpo" })).objective();
+        assert_eq!(grpo, Objective { aggregation: Aggregation::Sequence, ..Objective::default() });
+        let (cispo, _) = params(json!({ "loss": "cispo" })).objective();
+        assert_eq!((cispo.surrogate, cispo.clip_high), (Surrogate::Weight, 4.0));
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused_by_their_path() {
+        let cases = [
+            (json!({ "loss": "gspo", "ratio": "token" }), "ratio"),
+            (json!({ "loss": "grpo", "surrogate": "weight" }), "surrogate"),
+            (json!({ "loss": "dapo", "aggregation": "sequence" }), "aggregation"),
+            (json!({ "loss": "dr_grpo", "advantage": "group" }), "advantage"),
+            (json!({ "loss": "cispo", "clip_low": 0.1 }), "clip_low"),
+            (json!({ "surrogate": "weight", "delta": 9.0 }), "delta"),
+            (json!({ "clip_high": 0.5, "delta": 1.5 }), "delta"),
+            (json!({ "correction_cap": 2.0 }), "correction_cap"),
+        ];
+        for (value, path) in cases {
+            let problems = params(value.clone()).check();
+            let paths: Vec<&[String]> = problems.iter().map(|p| p.path.as_slice()).collect();
+            assert_eq!(paths, [[path.to_owned()]], "{value}: {problems:?}");
+        }
+        let both = params(json!({ "loss": "dr_grpo", "advantage": "rloo", "aggregation": "token" })).check();
+        assert_eq!(both.len(), 2, "all of them are said: {both:?}");
+        assert_eq!(both[0].message, "`aggregation` is `token`, but the loss `dr_grpo` has `constant`");
+    }
+}
