@@ -13,4 +13,5 @@ pub mod report;
 pub mod reward;
 pub mod rng;
 pub mod text;
+pub mod tool;
 pub mod train;

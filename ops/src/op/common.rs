@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
-use crate::model::{self, Model, copy_text_files, open_device};
+use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy};
 use crate::text::{Dialogue, Text};
 
@@ -54,16 +54,6 @@ pub fn note_policy(ctx: &OpContext<'_>, policy: &dyn Policy) {
     }
     ctx.note("reproducible", who.reproducible);
     ctx.note("policy", serde_json::json!({ "who": who, "cost": policy.cost() }));
-}
-
-/// Writes a trained model with the text files of the one it came from.
-///
-/// # Errors
-/// The file system's.
-pub fn publish(ctx: &OpContext<'_>, model: &Model, from: &Utf8Path) -> Result<(), OpError> {
-    let to = ctx.output("model");
-    copy_text_files(from, to)?;
-    model::save(model, to)
 }
 
 /// The state before turn `turn` of an episode.

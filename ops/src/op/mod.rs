@@ -16,3 +16,4 @@ pub mod rl;
 pub mod rollout;
 pub mod sft;
 pub mod table;
+pub mod training;

@@ -234,7 +234,7 @@ impl Endpoint {
             return Err(OpError::with_help(format!("`{field}` of the endpoint: {what}"), help));
         }
         let template = match &settings.template {
-            Some(source) => Some(Template::new(source.clone(), "the endpoint")?),
+            Some(source) => Some(Template::new(source.clone(), "the endpoint", serde_json::Map::new())?),
             None => None,
         };
         let patience = Patience {

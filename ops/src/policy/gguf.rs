@@ -289,14 +289,15 @@ impl Header<'_> {
                 ));
             }
         };
-        let mut template = Template::new(source, &format!("`{path}`"))?;
+        let mut tokens = serde_json::Map::new();
         for (name, key) in [("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id")]
         {
             if let Some(token) = self.id(key)?.and_then(|id| tokenizer.id_to_token(id)) {
-                template.define(name, token);
+                tokens.insert(name.to_owned(), token.into());
             }
         }
-        Ok(Text::new(tokenizer, template, &self.ends()?))
+        let template = Template::new(source, &format!("`{path}`"), tokens)?;
+        Ok(Text::new(tokenizer, Some(template), &self.ends()?))
     }
 }
 
