@@ -323,7 +323,15 @@ impl Resolver<'_, '_> {
                 let fits = |kind: Kind| port.kinds.iter().any(|wanted| wanted.accepts(kind));
                 ports.outputs.iter().find(|output| fits(output.kind)).map(|output| output.name)
             });
-            let help = fitting.map(|output| format!("write `\"@{}.{output}\"`", maker.name));
+            let help = match fitting {
+                Some(output) => Some(format!("write `\"@{}.{output}\"`", maker.name)),
+                None if kind == Kind::POLICY && port.kinds.contains(&Kind::MODEL) => Some(
+                    "a policy can act (`rollout`, `alternatives`, `critic`), but its weights are not here to be trained or \
+                     copied: take a model"
+                        .to_owned(),
+                ),
+                None => None,
+            };
             self.report(d.related(&maker.key.span, format!("`{}` is made here", maker.name)).help_opt(help));
         }
     }

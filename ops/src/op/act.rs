@@ -7,7 +7,7 @@ use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
 use super::policy_optimisation::Params;
 use super::{common, training};
-use crate::artifact::{self, Pair};
+use crate::artifact::{self, Pair, Past};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Dialogue, Text, critic_question, parse_choice, split_reasoning};
@@ -31,14 +31,29 @@ impl Critics {
     }
 }
 
-/// The critic's prompt: the state, and the question at its end.
-pub fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
+/// What the critic is shown: the state, and the question at its end.
+pub fn question(pair: &Pair) -> Past {
     let mut past = pair.past.clone();
     let seen = past.turns.last_mut().map_or(&mut past.start, |t| &mut t.1);
     *seen = critic_question(seen, &pair.shown);
-    let ids = Dialogue::at(text, &past, false)?.example.ids;
+    past
+}
+
+/// The critic's prompt.
+fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
+    let ids = Dialogue::at(text, &question(pair), false)?.example.ids;
     common::check_length(ids.len(), model, room)?;
     Ok(ids)
+}
+
+/// What an answer to a pair's question is worth.
+pub fn judge(pair: &Pair, reward: &Reward, answer: Option<&str>) -> Outcome {
+    let choice = answer.and_then(|a| parse_choice(a, &pair.shown));
+    // another possible action, said in the right form, is not malformed: it is wrong
+    let possible = answer
+        .and_then(split_reasoning)
+        .is_some_and(|(_, said)| choice.is_some() || pair.actions.iter().any(|a| a == said.trim()));
+    Outcome { position: Some(pair.expert), ..reward.outcome(choice == Some(pair.expert), possible) }
 }
 
 impl Questions for Critics {
@@ -51,13 +66,7 @@ impl Questions for Critics {
     }
 
     fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
-        let pair = &self.pairs[index];
-        let choice = answer.and_then(|a| parse_choice(a, &pair.shown));
-        // another possible action, said in the right form, is not malformed: it is wrong
-        let possible = answer
-            .and_then(split_reasoning)
-            .is_some_and(|(_, said)| choice.is_some() || pair.actions.iter().any(|a| a == said.trim()));
-        Outcome { position: Some(pair.expert), ..self.reward.outcome(choice == Some(pair.expert), possible) }
+        judge(&self.pairs[index], &self.reward, answer)
     }
 }
 
@@ -103,7 +112,7 @@ impl Op for Act {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::{Past, SCHEMA_VERSION, Task};
+    use crate::artifact::{SCHEMA_VERSION, Task};
 
     fn critics() -> Critics {
         let text = |s: &str| s.to_owned();

@@ -5,6 +5,7 @@ pub mod alternatives;
 pub mod common;
 pub mod critic;
 pub mod demos;
+pub mod endpoint;
 pub mod eval;
 pub mod model;
 pub mod pairs;
