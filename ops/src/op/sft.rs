@@ -167,7 +167,7 @@ fn holds_conversations(path: &Utf8Path) -> Result<bool, OpError> {
         let line = line?;
         if !line.trim().is_empty() {
             let value: serde_json::Value = serde_json::from_str(&line)
-                .map_err(|e| OpError::failed(format!("cannot read line 1 of `{path}` as JSON: {e}")))?;
+                .map_err(|e| OpError::failed(format!("cannot read the first line of `{path}` as JSON: {e}")))?;
             return Ok(!value["messages"].is_null());
         }
     }

@@ -10,8 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::lora::{self, Lora};
-use crate::model::{self, Model, copy_text_files, failed};
-use crate::nn::kernel;
+use crate::model::{self, Model, copy_text_files};
 use crate::train::optimizer::Settings;
 use crate::train::schedule::Schedule;
 use crate::train::sft;
@@ -127,16 +126,8 @@ impl<D> Training<D> {
 /// Writes a trained model, adapters merged, with the text files of the one it came from; and its adapter alone.
 ///
 /// # Errors
-/// A parameter that is not finite, by name; the file system's.
+/// The file system's.
 pub fn publish(ctx: &OpContext<'_>, model: &Model, from: &Utf8Path) -> Result<(), OpError> {
-    for p in model.params().into_iter().filter(|p| p.trainable) {
-        if !kernel::sum_squares(model.kernels, &p.value).map_err(failed)?.is_finite() {
-            return Err(OpError::with_help(
-                format!("`{}` is not finite after the last update", p.name),
-                "lower the learning rate",
-            ));
-        }
-    }
     if lora::is_attached(model) {
         // No path of this machine may enter a result; PEFT is told the base by whoever loads it.
         lora::save_adapter(model, ctx.output("adapter"), "")?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::{Optimizer, Settings};
 use crate::model::{Model, failed, save_tensors};
+use crate::nn::kernel;
 
 /// Where a training run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,11 +45,26 @@ fn checkpoints(scratch: &Utf8Path) -> Result<Vec<(u64, Utf8PathBuf)>, OpError> {
     Ok(found)
 }
 
-/// Saves a checkpoint into the step's scratch folder.
+/// Refuses a model with a trained parameter that is not finite.
 ///
 /// # Errors
-/// The file system's.
+/// Names it.
+pub fn check_finite(model: &Model, step: u64) -> Result<(), OpError> {
+    for p in model.params().into_iter().filter(|p| p.trainable) {
+        if !kernel::sum_squares(model.kernels, &p.value).map_err(failed)?.is_finite() {
+            let message = format!("`{}` is not finite after update {step}", p.name);
+            return Err(OpError::with_help(message, "lower the learning rate"));
+        }
+    }
+    Ok(())
+}
+
+/// Saves a checkpoint into the step's scratch folder, in place of the one before.
+///
+/// # Errors
+/// A parameter that is not finite, by name: the checkpoint before is kept; the file system's.
 pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: &Position) -> Result<(), OpError> {
+    check_finite(model, position.step).map_err(|e| with_last(scratch, e))?;
     let next = scratch.join("next");
     if next.exists() {
         fs_err::remove_dir_all(&next)?;

@@ -232,6 +232,7 @@ pub fn run(
             format!("{skipped} of {total_updates} updates had no group with unequal rewards, and were left out"),
         );
     }
+    checkpoint::check_finite(model, steps).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
     ctx.note("tokens_sampled", sampled);
     ctx.note("tokens_trained", trained);
     Ok(())

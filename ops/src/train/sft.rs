@@ -106,6 +106,7 @@ pub fn run(
             }
         }
     }
+    checkpoint::check_finite(model, plan.steps).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
     ctx.note("tokens_trained", tokens);
     Ok(())
 }
