@@ -86,6 +86,11 @@ pub enum Verb {
     Cache(Cache),
     /// Write a recipe to start from
     New(New),
+    /// Look at a model, try it, or write it in another form
+    #[command(subcommand)]
+    Model(Model),
+    /// Talk to a model
+    Chat(Chat),
 }
 
 /// Which recipe, and what of it to change.
@@ -267,6 +272,183 @@ pub struct New {
     pub path: Utf8PathBuf,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Model {
+    /// Say what a model, an adapter or a GGUF file holds, and what memory it needs
+    Info(ModelInfo),
+    /// Write the logits of given token ids, and what the model would say next
+    Logits(Logits),
+    /// Write what a model says after a prompt
+    Generate(Generate),
+    /// Write a model whose weights have an adapter added
+    Merge(Merge),
+    /// Write a model in another type of number, or in other shards
+    Convert(Convert),
+}
+
+/// Which model.
+#[derive(Debug, clap::Args)]
+pub struct Source {
+    /// A Hugging Face folder
+    #[arg(value_name = "DIR")]
+    pub dir: Utf8PathBuf,
+    /// A PEFT folder whose adapters are put on
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<Utf8PathBuf>,
+    /// Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = device)]
+    pub device: DeviceRequest,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ModelInfo {
+    /// A Hugging Face folder, an adapter's folder, or a GGUF file
+    #[arg(value_name = "DIR")]
+    pub path: Utf8PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Logits {
+    #[command(flatten)]
+    pub source: Source,
+    /// JSON: a list of lists of token ids
+    #[arg(long, value_name = "FILE.json")]
+    pub tokens: Utf8PathBuf,
+    /// Gets `logits.0`, `logits.1`, ...: [tokens, vocabulary] in float32 for each list
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: Utf8PathBuf,
+    /// Also write `greedy.0`, ...: the N likeliest next ids of each list, end ids ignored
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub greedy: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Generate {
+    #[command(flatten)]
+    pub source: Source,
+    #[command(flatten)]
+    pub prompt: Prompt,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Continue the text as it is, without the chat template
+    #[arg(long, conflicts_with = "chat")]
+    pub raw: bool,
+    /// Number of texts; several are set apart by a line `---`
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub samples: u32,
+    /// Most tokens of a text
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+}
+
+/// Without any of these the prompt is read from stdin.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+pub struct Prompt {
+    /// A message; without a chat template, a text to continue [default: stdin]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// The same from a file
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<Utf8PathBuf>,
+    /// A conversation: `[{"role": "user", "content": "..."}]`
+    #[arg(long, value_name = "FILE.json")]
+    pub chat: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Sampling {
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    pub top_p: f32,
+    /// Keep tokens with at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    pub min_p: f32,
+    /// End before this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Convert {
+    /// A Hugging Face folder
+    #[arg(value_name = "DIR")]
+    pub dir: Utf8PathBuf,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Merge {
+    /// A Hugging Face folder: the base
+    #[arg(value_name = "DIR")]
+    pub dir: Utf8PathBuf,
+    /// A PEFT folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Utf8PathBuf,
+    #[command(flatten)]
+    pub form: Form,
+}
+
+/// How a model is written, and where.
+#[derive(Debug, clap::Args)]
+pub struct Form {
+    /// A new folder; nothing is overwritten
+    #[arg(long, value_name = "DIR")]
+    pub out: Utf8PathBuf,
+    /// Type of numbers, rounded to the nearest, ties to even [default: the model's own]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Largest file of weights
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::text::parse_bytes)]
+    pub shard_size: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Dtype {
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = CHAT)]
+pub struct Chat {
+    #[command(flatten)]
+    pub source: Source,
+    /// What the model is told first
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+}
+
+const CHAT: &str = "\
+A line is a message. `/reset` forgets the conversation, `/system TEXT` begins a new one under TEXT, `/help` lists these, \
+`/quit` or Ctrl-D ends. Ctrl-C ends the answer, not the program.";
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|t| t.is_finite() && *t >= 0.0);
+    number.ok_or_else(|| "expected a number, 0 or above".to_owned())
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|p| (0.0..=1.0).contains(p));
+    number.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
 fn device(text: &str) -> Result<DeviceRequest, String> {
     match text.split_once(':') {
         None if text == "auto" => Ok(DeviceRequest::Auto),
@@ -286,6 +468,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_outside_their_range_are_refused() {
+        assert_eq!((temperature("0"), temperature("1.5")), (Ok(0.0), Ok(1.5)));
+        assert!(["-1", "inf", "NaN", "warm", ""].iter().all(|text| temperature(text).is_err()));
+        assert_eq!((share("0.95"), share("1")), (Ok(0.95), Ok(1.0)));
+        assert!(["1.1", "-0.1", "NaN", "all"].iter().all(|text| share(text).is_err()));
     }
 
     #[test]

@@ -5,18 +5,14 @@
 //! one or pins its device.
 
 use actloom_engine::graph::Graph;
-use actloom_engine::op::{DeviceRequest, OpError};
+use actloom_engine::op::DeviceRequest;
 use actloom_ops::model::open_device;
 
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 
 /// Opens the device once, to see that it can be had; which one it became and why.
 pub fn open(request: DeviceRequest) -> Result<String, Failure> {
-    match open_device(request) {
-        Ok((_, why)) => Ok(why),
-        Err(OpError::Failed { message, help }) => Err(Failure::Plain { exit: Exit::World, message, help }),
-        Err(error) => Err(Failure::world(error.to_string())),
-    }
+    Ok(open_device(request)?.1)
 }
 
 /// Settles `auto` where a key or a resource depends on it.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use actloom_engine::cache::StoreError;
 use actloom_engine::diagnostic::Diagnostics;
+use actloom_engine::op::OpError;
 use actloom_engine::plan::PlanError;
 use actloom_engine::run::RunError;
 use owo_colors::OwoColorize;
@@ -105,6 +106,16 @@ impl From<StoreError> for Failure {
             _ => None,
         };
         Failure::Plain { exit: Exit::World, message: error.to_string(), help }
+    }
+}
+
+impl From<OpError> for Failure {
+    fn from(error: OpError) -> Self {
+        let exit = if matches!(error, OpError::Interrupted) { Exit::Interrupted } else { Exit::World };
+        match error {
+            OpError::Failed { message, help } => Failure::Plain { exit, message, help },
+            error => Failure::Plain { exit, message: error.to_string(), help: None },
+        }
     }
 }
 

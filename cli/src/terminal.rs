@@ -21,6 +21,15 @@ pub fn out(text: &str) {
     }
 }
 
+/// Writes a part of a text at once, as it is: what a model says is data, escape sequences and all.
+pub fn out_part(text: &str) {
+    let mut stream = std::io::stdout();
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(LOST.set(error)),
+        _ => {}
+    }
+}
+
 /// The first error of stdout, a closed pipe excepted.
 pub fn lost() -> Option<&'static Error> {
     LOST.get()

@@ -98,8 +98,10 @@ pub struct Episode {
 pub struct Alternative {
     pub action: String,
     pub admissible: bool,
-    /// Log-probability of the whole action under the sampling distribution, in nats.
-    pub logp: f64,
+    /// Log-probability of the whole action under the sampling distribution, in nats; left out where the policy does not
+    /// say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logp: Option<f64>,
 }
 
 /// One line of a samples file: what a policy would do at one state of an expert episode.

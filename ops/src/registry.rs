@@ -8,6 +8,7 @@ use crate::op;
 pub fn registry() -> Registry {
     Registry::new()
         .with(op::model::NewModel)
+        .with(op::endpoint::NewEndpoint)
         .with(op::demos::Demos)
         .with(op::pretrain::Pretrain)
         .with(op::sft::Sft)

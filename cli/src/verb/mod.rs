@@ -1,8 +1,12 @@
 //! One file a verb; each turns its arguments into text and an exit code.
 
 mod cache;
+mod chat;
 mod export;
 mod graph;
+mod model;
+mod model_generate;
+mod model_info;
 mod new;
 mod ops;
 mod plan;
@@ -30,5 +34,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::Runs(verb) => runs::run(verb, global),
         Verb::Cache(verb) => cache::run(verb, global),
         Verb::New(verb) => new::run(verb, global),
+        Verb::Model(verb) => model::run(verb, global),
+        Verb::Chat(verb) => chat::run(verb),
     }
 }

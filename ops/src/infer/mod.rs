@@ -41,7 +41,7 @@ pub struct Completion {
 pub const BATCH: usize = 96;
 
 /// A token drawn from softmax(logits / temperature), and its log-probability.
-fn draw(logits: &[f32], temperature: f32, rng: &mut Rng) -> (u32, f32) {
+pub fn draw(logits: &[f32], temperature: f32, rng: &mut Rng) -> (u32, f32) {
     if temperature == 0.0 {
         let mut best = 0;
         for (i, z) in logits.iter().enumerate() {
@@ -69,7 +69,7 @@ fn draw(logits: &[f32], temperature: f32, rng: &mut Rng) -> (u32, f32) {
 }
 
 /// Puts every token that cannot lead to an allowed answer out of reach.
-fn hold(logits: &mut [f32], said: &[u32], allowed: &[Vec<u32>]) {
+pub fn hold(logits: &mut [f32], said: &[u32], allowed: &[Vec<u32>]) {
     let mut open: Vec<u32> =
         allowed.iter().filter(|a| a.len() > said.len() && a.starts_with(said)).map(|a| a[said.len()]).collect();
     open.sort_unstable();

@@ -368,6 +368,26 @@ impl Model {
         self.head().forward(self.kernels, &self.norm.forward(self.kernels, &x)?.0)
     }
 
+    /// Logits of every row, at most `rows` of them alive at once: `each` gets (up to `rows`, v), in order.
+    ///
+    /// # Errors
+    /// As [`Model::train`], and those of `each`.
+    pub fn each_logits<E: From<candle_core::Error>>(
+        &self,
+        ids: &[u32],
+        packing: &Packing,
+        rows: usize,
+        mut each: impl FnMut(Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let (x, _) = self.forward(ids, packing, false)?;
+        let (h, _) = self.norm.forward(self.kernels, &x)?;
+        for start in (0..ids.len()).step_by(rows) {
+            let part = h.narrow(0, start, rows.min(ids.len() - start))?.contiguous()?;
+            each(self.head().forward(self.kernels, &part)?)?;
+        }
+        Ok(())
+    }
+
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
         Sequence { layers: vec![Cache::new(self.kernels); self.config.layers], len: 0 }

@@ -12,7 +12,10 @@ pub mod rope;
 pub use config::Config;
 pub use decoder::{Model, Sequence, Target};
 pub use family::{FAMILIES, Family};
-pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
+pub use io::{
+    Entry, FloatType, Format, Stored, TOKENIZER_FILE, TensorWriter, copy_text_files, encode, list_file, list_tensors,
+    load, load_tensors, read_config, save, save_as, save_tensors, stored_type, with_dtype, write_json, write_shards,
+};
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use candle_core::Device;

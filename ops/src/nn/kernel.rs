@@ -6,10 +6,10 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
-use super::cpu::attention::{self, Heads};
+use super::cpu::attention::Heads;
 use super::cpu::cache::{self, LayerCache};
 use super::cpu::matmul::{Lhs, Packed, matmul};
-use super::cpu::rows;
+use super::cpu::{packed, rows};
 use super::packing::Packing;
 use super::plain;
 
@@ -335,7 +335,7 @@ pub fn attention(
             let n = packing.len();
             let mut out = vec![0f32; n * heads.h * heads.d];
             let mut stats = vec![0f32; n * heads.h * 2];
-            attention::forward(&view(q)?, &view(k)?, &view(v)?, packing, heads, &mut out, &mut stats);
+            packed::forward(&view(q)?, &view(k)?, &view(v)?, packing, heads, &mut out, &mut stats);
             Ok((tensor(out, (n, heads.h * heads.d))?, tensor(stats, (n, heads.h, 2))?))
         }
         Kernels::Plain => plain::attention(q, k, v, packing, heads),
@@ -357,7 +357,7 @@ pub fn attention_backward(
         Kernels::Cpu => {
             let (mut dq, mut dk, mut dv) =
                 (vec![0f32; q.elem_count()], vec![0f32; k.elem_count()], vec![0f32; v.elem_count()]);
-            attention::backward(
+            packed::backward(
                 &view(dout)?,
                 &view(q)?,
                 &view(k)?,

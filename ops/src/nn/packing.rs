@@ -91,6 +91,11 @@ impl Packing {
         self.segments[segment].rows.clone()
     }
 
+    /// Where the segment of `row` ends.
+    pub fn segment_end(&self, row: usize) -> usize {
+        self.segments[self.owner[row] as usize].rows.end
+    }
+
     /// The row of the token just before `row`'s, in its own sequence: where `row`'s token is predicted.
     pub fn before(&self, row: usize) -> Option<usize> {
         let segment = &self.segments[self.owner[row] as usize];

@@ -3,11 +3,11 @@
 //! arXiv 2603.08706. The model sees the state and both actions in random order, reasons freely, then answers with the
 //! text of one of them. Which reasoning helps is left to the reinforcement.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
-use super::common;
 use super::policy_optimisation::Params;
-use crate::artifact::{self, Pair};
+use super::{common, training};
+use crate::artifact::{self, Pair, Past};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Dialogue, Text, critic_question, parse_choice, split_reasoning};
@@ -31,14 +31,29 @@ impl Critics {
     }
 }
 
-/// The critic's prompt: the state, and the question at its end.
-pub fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
+/// What the critic is shown: the state, and the question at its end.
+pub fn question(pair: &Pair) -> Past {
     let mut past = pair.past.clone();
     let seen = past.turns.last_mut().map_or(&mut past.start, |t| &mut t.1);
     *seen = critic_question(seen, &pair.shown);
-    let ids = Dialogue::at(text, &past, false)?.example.ids;
+    past
+}
+
+/// The critic's prompt.
+fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
+    let ids = Dialogue::at(text, &question(pair), false)?.example.ids;
     common::check_length(ids.len(), model, room)?;
     Ok(ids)
+}
+
+/// What an answer to a pair's question is worth.
+pub fn judge(pair: &Pair, reward: &Reward, answer: Option<&str>) -> Outcome {
+    let choice = answer.and_then(|a| parse_choice(a, &pair.shown));
+    // another possible action, said in the right form, is not malformed: it is wrong
+    let possible = answer
+        .and_then(split_reasoning)
+        .is_some_and(|(_, said)| choice.is_some() || pair.actions.iter().any(|a| a == said.trim()));
+    Outcome { position: Some(pair.expert), ..reward.outcome(choice == Some(pair.expert), possible) }
 }
 
 impl Questions for Critics {
@@ -51,13 +66,7 @@ impl Questions for Critics {
     }
 
     fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
-        let pair = &self.pairs[index];
-        let choice = answer.and_then(|a| parse_choice(a, &pair.shown));
-        // another possible action, said in the right form, is not malformed: it is wrong
-        let possible = answer
-            .and_then(split_reasoning)
-            .is_some_and(|(_, said)| choice.is_some() || pair.actions.iter().any(|a| a == said.trim()));
-        Outcome { position: Some(pair.expert), ..self.reward.outcome(choice == Some(pair.expert), possible) }
+        judge(&self.pairs[index], &self.reward, answer)
     }
 }
 
@@ -67,18 +76,24 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new()
-            .input("model", Kind::MODEL, "the model to start from")
-            .input("pairs", Kind::PAIRS, "pairs of actions; those held out are left out")
-            .output("model", Kind::MODEL, "the trained model")
+    fn ports(&self, p: &Params) -> Ports {
+        p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from").input(
+            "pairs",
+            Kind::PAIRS,
+            "pairs of actions; those held out are left out",
+        ))
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        p.training.prepare(ctx, &mut model)?;
         let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
         pairs.retain(|pair| !pair.held_out);
         if p.limit > 0 {
@@ -90,14 +105,14 @@ impl Op for Act {
         let critics = Critics::new(pairs, &text, &model, p.max_tokens, p.reward)?;
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &critics, &p.settings(ctx.seed("samples")))?;
-        common::publish(ctx, &model, ctx.input("model"))
+        training::publish(ctx, &model, ctx.input("model"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::{Past, SCHEMA_VERSION, Task};
+    use crate::artifact::{SCHEMA_VERSION, Task};
 
     fn critics() -> Critics {
         let text = |s: &str| s.to_owned();

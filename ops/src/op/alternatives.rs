@@ -2,16 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, kept, past, state_ids};
-use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples};
-use crate::infer::{Request, complete, prefill};
-use crate::model::Model;
+use super::common::{self, kept, past};
+use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples, Turn};
+use crate::policy::{Ask, Policy, Sampling, open_at};
 use crate::rng::Rng;
-use crate::text::Text;
 
 /// Parameters of `alternatives`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -51,13 +49,13 @@ impl Op for Alternatives {
 
     fn ports(&self, _: &Params) -> Ports {
         Ports::new()
-            .input("policy", Kind::MODEL, "whose actions are sampled")
+            .port("policy", &[Kind::MODEL, Kind::POLICY], Arity::One, "whose actions are sampled")
             .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
             .output("samples", Kind::SAMPLES, "actions that differ from the expert's, one state a line")
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let (model, text) = common::load(ctx, ctx.input("policy"))?;
+        let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
         let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
         let seed = ctx.seed("samples");
         let mut lines = Vec::new();
@@ -67,7 +65,7 @@ impl Op for Alternatives {
             let (more, n) = kept(ctx, &format!("episodes-{first}"), || {
                 let (mut lines, mut counts) = (Vec::new(), Counts::default());
                 for (i, episode) in part.iter().enumerate() {
-                    sample(ctx, &model, &text, p, (first + i, episode), seed, &mut lines, &mut counts)?;
+                    sample(ctx, &mut *policy, p, (first + i, episode), seed, &mut lines, &mut counts)?;
                 }
                 Ok((lines, counts))
             })?;
@@ -75,6 +73,7 @@ impl Op for Alternatives {
             counts.add(n);
             ctx.progress((first + part.len()) as u64, episodes.len() as u64, "episodes", "");
         }
+        common::note_policy(ctx, &*policy);
         let left: usize = lines.iter().map(|l| l.alternatives.len()).sum();
         let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
         ctx.metric(0, "sampled", counts.drawn as f64);
@@ -110,59 +109,63 @@ impl Counts {
 /// Samples at every state of one episode.
 fn sample(
     ctx: &OpContext<'_>,
-    model: &Model,
-    text: &Text,
+    policy: &mut dyn Policy,
     p: &Params,
     (e, episode): (usize, &Episode),
     seed: u64,
     lines: &mut Vec<Samples>,
     counts: &mut Counts,
 ) -> Result<(), OpError> {
-    let mut requests = Vec::new();
-    for turn in 0..episode.turns.len() {
-        let ids = state_ids(text, &past(episode, turn), model, p.max_tokens)?;
-        let (sequence, feed) = prefill(model, &ids)?;
-        for k in 0..p.per_state {
-            requests.push(Request {
-                sequence: sequence.clone(),
-                feed: feed.clone(),
-                temperature: p.temperature as f32,
-                max_tokens: p.max_tokens,
-                allowed: Vec::new(),
-                rng: Rng::at(seed, &[e as u64, turn as u64, k as u64]),
-            });
+    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
+    let states: Vec<usize> = (0..episode.turns.len()).collect();
+    for some in states.chunks(policy.width()) {
+        let mut asks = Vec::with_capacity(some.len() * p.per_state);
+        for turn in some {
+            let session = open_at(policy, &past(episode, *turn), p.max_tokens)?;
+            asks.extend((0..p.per_state).map(|k| Ask {
+                session,
+                allowed: &[],
+                sampling: &sampling,
+                rng: Rng::at(seed, &[e as u64, *turn as u64, k as u64]),
+                keep: false,
+            }));
         }
-    }
-    let completions = complete(model, &text.eos, requests, &|| ctx.stopping())?;
-    for (turn, samples) in completions.chunks(p.per_state).enumerate() {
-        let state = &episode.turns[turn];
-        let (mut alternatives, mut dropped) = (Vec::new(), 0);
-        let mut seen = BTreeSet::new();
-        for c in samples {
-            counts.drawn += 1;
-            let Some((_, head)) = c.ids.split_last().filter(|_| c.ended) else {
-                counts.unfinished += 1;
-                continue;
-            };
-            let action = text.decode(head)?.trim().to_owned();
-            if action == state.action {
-                dropped += 1;
-                counts.equal += 1;
-            } else if !action.is_empty() && seen.insert(action.clone()) {
-                let possible = state.actions.contains(&action);
-                counts.admissible += usize::from(possible);
-                let logp = c.logps.iter().map(|l| f64::from(*l)).sum();
-                alternatives.push(Alternative { action, admissible: possible, logp });
-            }
+        let answers = policy.answer(&asks, &|| ctx.stopping())?;
+        for ((turn, answers), asks) in some.iter().zip(answers.chunks(p.per_state)).zip(asks.chunks(p.per_state)) {
+            policy.close(asks[0].session);
+            let said = answers.iter().map(|a| (a.ended(), a.logps.as_deref()));
+            let (alternatives, dropped) = alternatives(&episode.turns[*turn], said, counts);
+            let expert = episode.turns[*turn].action.clone();
+            lines.push(Samples { v: SCHEMA_VERSION, episode: e, turn: *turn, expert, alternatives, dropped });
         }
-        lines.push(Samples {
-            v: SCHEMA_VERSION,
-            episode: e,
-            turn,
-            expert: state.action.clone(),
-            alternatives,
-            dropped,
-        });
     }
     Ok(())
+}
+
+/// What is kept of the answers at one state, and how many were the expert's action.
+fn alternatives<'a>(
+    state: &Turn,
+    answers: impl Iterator<Item = (Option<&'a str>, Option<&'a [f32]>)>,
+    counts: &mut Counts,
+) -> (Vec<Alternative>, usize) {
+    let (mut alternatives, mut dropped) = (Vec::new(), 0);
+    let mut seen = BTreeSet::new();
+    for (text, logps) in answers {
+        counts.drawn += 1;
+        let Some(text) = text else {
+            counts.unfinished += 1;
+            continue;
+        };
+        let action = text.trim().to_owned();
+        if action == state.action {
+            dropped += 1;
+            counts.equal += 1;
+        } else if !action.is_empty() && seen.insert(action.clone()) {
+            let admissible = state.actions.contains(&action);
+            counts.admissible += usize::from(admissible);
+            let logp = logps.map(|l| l.iter().map(|l| f64::from(*l)).sum());
+            alternatives.push(Alternative { action, admissible, logp });
+        }
+    }
+    (alternatives, dropped)
 }

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
-use crate::model::{self, Model, copy_text_files, open_device};
+use crate::model::{self, Model, open_device};
+use crate::policy::{self, Policy};
 use crate::text::{Dialogue, Text};
 
 /// Environments by name.
@@ -18,7 +19,7 @@ pub enum EnvName {
     Household,
 }
 
-/// Loads a model and its text side onto the step's device, which is noted in the provenance.
+/// Loads a model that will be trained, and its text side, onto the step's device, which is noted in the provenance.
 ///
 /// # Errors
 /// Names what is missing.
@@ -34,14 +35,34 @@ pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpE
     Ok((model, text))
 }
 
-/// Writes a trained model with the text files of the one it came from.
+/// Opens whoever acts and notes in the provenance who that is.
 ///
 /// # Errors
-/// The file system's.
-pub fn publish(ctx: &OpContext<'_>, model: &Model, from: &Utf8Path) -> Result<(), OpError> {
-    let to = ctx.output("model");
-    copy_text_files(from, to)?;
-    model::save(model, to)
+/// Names what is missing.
+pub fn open_policy(ctx: &OpContext<'_>, path: &Utf8Path) -> Result<Box<dyn Policy>, OpError> {
+    let policy = policy::open(path, ctx.device())?;
+    note_policy(ctx, &*policy);
+    Ok(policy)
+}
+
+/// Notes who acted, what it cost, and whether the same would come again. A server says what it serves only when it is
+/// asked, so this is called again at the end.
+pub fn note_policy(ctx: &OpContext<'_>, policy: &dyn Policy) {
+    let who = policy.identity();
+    if who.make != "endpoint" {
+        ctx.note("device", who.at.as_str());
+    }
+    ctx.note("reproducible", who.reproducible);
+    ctx.note(
+        "policy",
+        serde_json::json!({
+            "make": who.make,
+            "served": who.served,
+            "at": who.at,
+            "reproducible": who.reproducible,
+            "cost": policy.cost(),
+        }),
+    );
 }
 
 /// The state before turn `turn` of an episode.
@@ -99,19 +120,4 @@ pub fn kept<T: Serialize + serde::de::DeserializeOwned>(
     file.sync_all()?;
     fs_err::rename(next, path)?;
     Ok(value)
-}
-
-/// Ids of the actions a policy may be held to, each with its end token.
-///
-/// # Errors
-/// The tokenizer's.
-pub fn action_ids(text: &Text, actions: &[String]) -> Result<Vec<Vec<u32>>, OpError> {
-    actions
-        .iter()
-        .map(|a| {
-            let mut ids = text.encode(a)?;
-            ids.extend(text.eos.first());
-            Ok(ids)
-        })
-        .collect()
 }

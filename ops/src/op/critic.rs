@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::act::{Critics, prompt};
+use super::act::{judge, question};
 use super::common;
 use crate::artifact::{self, Pair};
 use crate::eval::scores::Scores;
-use crate::infer::{Request, complete, prefill};
+use crate::policy::{Ask, Policy, Sampling, open_at};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
-use crate::train::grpo::Questions;
 
 /// Which pairs are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -58,15 +57,18 @@ impl Op for Critic {
     const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
 
     fn ports(&self, _: &Params) -> Ports {
-        Ports::new().input("model", Kind::MODEL, "who is asked").input("pairs", Kind::PAIRS, "what is asked").output(
-            "scores",
-            Kind::SCORES,
-            "accuracy, by position of the right answer, and the share of malformed answers",
-        )
+        Ports::new()
+            .port("model", &[Kind::MODEL, Kind::POLICY], Arity::One, "who is asked")
+            .input("pairs", Kind::PAIRS, "what is asked")
+            .output(
+                "scores",
+                Kind::SCORES,
+                "accuracy, by position of the right answer, and the share of malformed answers",
+            )
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let (model, text) = common::load(ctx, ctx.input("model"))?;
+        let mut policy = common::open_policy(ctx, ctx.input("model"))?;
         let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
         if p.which == Which::HeldOut {
             pairs.retain(|pair| pair.held_out);
@@ -89,33 +91,16 @@ impl Op for Critic {
                 [pair, other]
             })
             .collect();
-        let prompts = both.iter().map(|q| prompt(q, &text, &model, p.max_tokens)).collect::<Result<Vec<_>, _>>()?;
-        let critics = Critics { prompts, pairs: both, reward: Reward::default() };
         let seed = ctx.seed("samples");
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(critics.len());
-        let all: Vec<usize> = (0..critics.len()).collect();
-        for chunk in all.chunks(crate::infer::BATCH) {
-            let first = chunk.first().copied().unwrap_or_default();
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(both.len());
+        for (chunk, pairs) in both.chunks(CHUNK).enumerate() {
+            let first = chunk * CHUNK;
             outcomes.extend(common::kept(ctx, &format!("questions-{first}"), || {
-                let mut outcomes: Vec<Outcome> = Vec::with_capacity(chunk.len());
-                let mut requests = Vec::with_capacity(chunk.len());
-                for i in chunk {
-                    let (sequence, feed) = prefill(&model, critics.prompt(*i))?;
-                    let rng = Rng::at(seed, &[*i as u64]);
-                    let (temperature, max_tokens) = (p.temperature as f32, p.max_tokens);
-                    requests.push(Request { sequence, feed, temperature, max_tokens, allowed: Vec::new(), rng });
-                }
-                for (i, c) in chunk.iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
-                    let answer = match c.ids.split_last() {
-                        Some((_, head)) if c.ended => Some(text.decode(head)?),
-                        _ => None,
-                    };
-                    outcomes.push(critics.judge(*i, answer.as_deref()));
-                }
-                Ok(outcomes)
+                ask(ctx, &mut *policy, p, pairs, first, seed)
             })?);
-            ctx.progress(outcomes.len() as u64, critics.len() as u64, "questions", "");
+            ctx.progress(outcomes.len() as u64, both.len() as u64, "questions", "");
         }
+        common::note_policy(ctx, &*policy);
         let share = |f: &dyn Fn(usize) -> bool, of: &dyn Fn(usize) -> bool| {
             let n = (0..outcomes.len()).filter(|i| of(*i)).count();
             (0..outcomes.len()).filter(|i| of(*i) && f(*i)).count() as f64 / n.max(1) as f64
@@ -139,4 +124,34 @@ impl Op for Critic {
         }
         Scores::of_metrics(metrics).write(ctx.output("scores"))
     }
+}
+
+/// Questions between two checkpoints.
+const CHUNK: usize = 96;
+
+/// Asks some of the questions; `first` is the number of the first of them, each has its own random stream.
+fn ask(
+    ctx: &OpContext<'_>,
+    policy: &mut dyn Policy,
+    p: &Params,
+    pairs: &[Pair],
+    first: usize,
+    seed: u64,
+) -> Result<Vec<Outcome>, OpError> {
+    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
+    let mut outcomes = Vec::with_capacity(pairs.len());
+    for pairs in pairs.chunks(policy.width()) {
+        let mut asks = Vec::with_capacity(pairs.len());
+        for (i, pair) in pairs.iter().enumerate() {
+            let session = open_at(policy, &question(pair), p.max_tokens)?;
+            let rng = Rng::at(seed, &[(first + outcomes.len() + i) as u64]);
+            asks.push(Ask { session, allowed: &[], sampling: &sampling, rng, keep: false });
+        }
+        let answers = policy.answer(&asks, &|| ctx.stopping())?;
+        for ((pair, answer), ask) in pairs.iter().zip(answers).zip(asks) {
+            policy.close(ask.session);
+            outcomes.push(judge(pair, &Reward::default(), answer.ended()));
+        }
+    }
+    Ok(outcomes)
 }

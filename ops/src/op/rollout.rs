@@ -2,17 +2,15 @@
 //!
 //! Each task has a random stream of its own, so an episode does not depend on which others are played beside it.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName, action_ids, kept};
+use super::common::{self, EnvName, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
-use crate::infer::{Request, complete};
-use crate::model::{Model, Sequence};
+use crate::policy::{Ask, Finish, Policy, Sampling, Session};
 use crate::rng::Rng;
-use crate::text::{Dialogue, Text};
 
 /// How actions are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,15 +64,12 @@ fn max_tokens() -> usize {
 }
 
 /// One game being played.
-struct Game<'a> {
+struct Game {
     world: household::Household,
     now: Observation,
     start: String,
     turns: Vec<Turn>,
-    dialogue: Dialogue<'a>,
-    sequence: Option<Sequence>,
-    /// Ids that the cache has not seen yet.
-    feed: Vec<u32>,
+    session: Session,
     full: bool,
 }
 
@@ -91,18 +86,28 @@ impl Op for Rollout {
     const ABOUT: &'static str = "lets a policy play tasks and saves the episodes";
 
     fn ports(&self, _: &Params) -> Ports {
-        Ports::new().input("policy", Kind::MODEL, "who plays").output("episodes", Kind::EPISODES, "one episode a line")
+        Ports::new().port("policy", &[Kind::MODEL, Kind::POLICY], Arity::One, "who plays").output(
+            "episodes",
+            Kind::EPISODES,
+            "one episode a line",
+        )
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let EnvName::Household = p.env;
-        let (model, text) = common::load(ctx, ctx.input("policy"))?;
+        let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
         let tasks = household::tasks(&p.world, p.split, p.tasks, ctx.seed("tasks"));
         let seed = ctx.seed("actions");
         let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.len());
         for (chunk, tasks) in tasks.chunks(GAMES).enumerate() {
             let _span = tracing::debug_span!("games", chunk).entered();
-            episodes.extend(kept(ctx, &format!("games-{chunk}"), || play(ctx, &model, &text, p, tasks, chunk, seed))?);
+            episodes.extend(kept(ctx, &format!("games-{chunk}"), || {
+                let mut episodes = Vec::with_capacity(tasks.len());
+                for some in tasks.chunks(policy.width()) {
+                    episodes.extend(play(ctx, &mut *policy, p, some, chunk * GAMES + episodes.len(), seed)?);
+                }
+                Ok(episodes)
+            })?);
             let won = episodes.iter().filter(|e| e.success).count();
             ctx.progress(
                 episodes.len() as u64,
@@ -111,12 +116,13 @@ impl Op for Rollout {
                 format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64),
             );
         }
+        common::note_policy(ctx, &*policy);
         let crowded = episodes.iter().filter(|e| e.end == End::Context).count();
         if crowded > 0 {
-            let (all, limit) = (episodes.len(), model.config.max_positions);
+            let (all, limit) = (episodes.len(), policy.positions().map_or_else(String::new, |n| format!("{n} ")));
             ctx.say(
                 actloom_engine::event::Level::Warning,
-                format!("{crowded} of {all} episodes ended early: their text filled the model's {limit} positions"),
+                format!("{crowded} of {all} episodes ended early: their text filled the model's {limit}positions"),
             );
         }
         let n = episodes.len() as f64;
@@ -126,34 +132,33 @@ impl Op for Rollout {
     }
 }
 
-/// Plays tasks side by side. `chunk` numbers them within the step, so that each has its own random stream.
+/// Plays tasks side by side. `first` numbers them within the step, so that each has its own random stream.
 fn play(
     ctx: &OpContext<'_>,
-    model: &Model,
-    text: &Text,
+    policy: &mut dyn Policy,
     p: &Params,
     tasks: &[household::HouseholdTask],
-    chunk: usize,
+    first: usize,
     seed: u64,
 ) -> Result<Vec<Episode>, OpError> {
+    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
     // 1. start the games
     let mut games = Vec::with_capacity(tasks.len());
     for task in tasks {
         let mut world = task.play();
         let now = world.reset();
-        let mut dialogue = Dialogue::new(text);
-        let feed = dialogue.user(&now.text)?;
+        let session = policy.open();
+        policy.user(session, &now.text)?;
         let start = now.text.clone();
-        let sequence = Some(model.sequence());
-        games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence, feed, full: false });
+        games.push(Game { world, now, start, turns: Vec::new(), session, full: false });
     }
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
-        let room = |g: &Game<'_>| g.dialogue.ids().len() + p.max_tokens + 1 < model.config.max_positions;
         let mut playing: Vec<usize> = Vec::new();
         for (i, game) in games.iter_mut().enumerate() {
             if !game.now.done && !game.full {
-                if room(game) {
+                let length = policy.tokens(game.session).zip(policy.positions());
+                if length.is_none_or(|(tokens, limit)| tokens + p.max_tokens + 1 < limit) {
                     playing.push(i);
                 } else {
                     game.full = true;
@@ -163,45 +168,40 @@ fn play(
         if playing.is_empty() {
             break;
         }
-        let mut requests = Vec::with_capacity(playing.len());
-        for i in &playing {
-            let game = &mut games[*i];
-            let allowed = match p.decoding {
-                Decode::Free => Vec::new(),
-                Decode::Admissible => action_ids(text, &game.world.admissible())?,
-            };
-            let Some(sequence) = game.sequence.take() else {
-                panic!("BUG: a game that goes on has no cache");
-            };
-            requests.push(Request {
-                sequence,
-                feed: std::mem::take(&mut game.feed),
-                temperature: p.temperature as f32,
-                max_tokens: p.max_tokens,
+        let allowed: Vec<Vec<String>> = match p.decoding {
+            Decode::Free => vec![Vec::new(); playing.len()],
+            Decode::Admissible => playing.iter().map(|i| games[*i].world.admissible()).collect(),
+        };
+        let asks: Vec<Ask<'_>> = playing
+            .iter()
+            .zip(&allowed)
+            .map(|(i, allowed)| Ask {
+                session: games[*i].session,
                 allowed,
-                rng: Rng::at(seed, &[(chunk * GAMES + i) as u64, step as u64]),
-            });
-        }
-        for (i, c) in playing.into_iter().zip(complete(model, &text.eos, requests, &|| ctx.stopping())?) {
+                sampling: &sampling,
+                rng: Rng::at(seed, &[(first + i) as u64, step as u64]),
+                keep: true,
+            })
+            .collect();
+        for (i, answer) in playing.into_iter().zip(policy.answer(&asks, &|| ctx.stopping())?) {
             let game = &mut games[i];
-            let said = if c.ended { &c.ids[..c.ids.len() - 1] } else { &c.ids[..] };
-            let content = text.decode(said)?;
+            if answer.finish == Finish::Room {
+                game.full = true;
+                continue;
+            }
             // a reply that never ended is no action, whatever it says
-            let action = if c.ended { content.trim().to_owned() } else { String::new() };
+            let action = answer.ended().map_or_else(String::new, |text| text.trim().to_owned());
             let actions = game.world.admissible();
             let admissible = actions.contains(&action);
             game.now = game.world.step(&action);
-            game.dialogue.answered(&content, &c.ids, false)?;
-            game.feed.extend(c.ids.last());
-            let ids = game.dialogue.user(&game.now.text)?;
-            game.feed.extend(ids);
-            game.sequence = Some(c.sequence);
+            policy.user(game.session, &game.now.text)?;
             game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
         }
     }
     // 3. write them down
     let mut episodes = Vec::with_capacity(games.len());
     for game in games {
+        policy.close(game.session);
         episodes.push(Episode {
             v: SCHEMA_VERSION,
             task: game.world.problem().task().clone(),

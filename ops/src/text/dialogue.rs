@@ -3,6 +3,8 @@
 //! Invariants: ids are appended, never remade: what was sampled is what is trained on; which tokens are learned is
 //! known by construction; a choice counts only if the whole answer after the reasoning is one of the actions shown.
 
+use std::ops::Deref;
+
 use actloom_engine::op::OpError;
 
 use super::tokenizer::{Message, Text};
@@ -16,10 +18,16 @@ pub const THINK_CLOSE: &str = "</think>";
 /// TextWorld's greeting, which says nothing about the task.
 const BANNER: &str = "-= Welcome to TextWorld, ALFRED! =-\n\n";
 
-/// A conversation that grows turn by turn. After a user's turn it is open for an answer.
+/// What a user's turn says: TextWorld's greeting is left out.
+pub fn said(content: &str) -> &str {
+    content.strip_prefix(BANNER).unwrap_or(content)
+}
+
+/// A conversation that grows turn by turn. After a user's turn it is open for an answer. `T` holds the model's text
+/// side: a reference, or an `Arc` where the conversation outlives the function.
 #[derive(Clone)]
-pub struct Dialogue<'a> {
-    text: &'a Text,
+pub struct Dialogue<T> {
+    text: T,
     messages: Vec<Message>,
     /// Ids so far, with the mask of what is learned.
     pub example: Example,
@@ -27,8 +35,8 @@ pub struct Dialogue<'a> {
     owed: Vec<u32>,
 }
 
-impl<'a> Dialogue<'a> {
-    pub fn new(text: &'a Text) -> Self {
+impl<T: Deref<Target = Text>> Dialogue<T> {
+    pub fn new(text: T) -> Self {
         Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new() }
     }
 
@@ -37,9 +45,9 @@ impl<'a> Dialogue<'a> {
     ///
     /// # Errors
     /// The template's and the tokenizer's.
-    pub fn at(text: &'a Text, past: &Past, learn: bool) -> Result<Self, OpError> {
+    pub fn at(text: T, past: &Past, learn: bool) -> Result<Self, OpError> {
         let mut dialogue = Dialogue::new(text);
-        dialogue.user(past.start.strip_prefix(BANNER).unwrap_or(&past.start))?;
+        dialogue.user(&past.start)?;
         for (action, observation) in &past.turns {
             dialogue.assistant(action, learn)?;
             dialogue.user(observation)?;
@@ -53,8 +61,7 @@ impl<'a> Dialogue<'a> {
     /// The template's and the tokenizer's.
     pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
         let from = self.messages.len();
-        let content = content.strip_prefix(BANNER).unwrap_or(content);
-        self.messages.push(Message::user(content));
+        self.messages.push(Message::user(said(content)));
         let rendered = self.text.render_from(&self.messages, from, true)?;
         let mut ids = std::mem::take(&mut self.owed);
         ids.extend(self.text.encode(&rendered)?);

@@ -44,11 +44,12 @@ fn named(value: &Json) -> Option<&str> {
 }
 
 impl Template {
-    /// Loads `chat_template.jinja`, else the template in `tokenizer_config.json`; and the special tokens.
+    /// Loads `chat_template.jinja`, else the template in `tokenizer_config.json`, and the special tokens; `None` where
+    /// the folder has neither template.
     ///
     /// # Errors
-    /// Names the file that is missing or malformed, and what in a template is not understood.
-    pub fn load(folder: &Utf8Path) -> Result<Template, OpError> {
+    /// Names the file that is malformed, and what in a template is not understood.
+    pub fn load(folder: &Utf8Path) -> Result<Option<Template>, OpError> {
         let (file, settings) = (folder.join("chat_template.jinja"), folder.join("tokenizer_config.json"));
         let settings = if settings.exists() { read_json(&settings)? } else { Json::Null };
         let source = if file.exists() {
@@ -56,7 +57,7 @@ impl Template {
         } else {
             match named(&settings["chat_template"]) {
                 Some(template) => template.to_owned(),
-                None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
+                None => return Ok(None),
             }
         };
         let mut variables = Map::new();
@@ -67,13 +68,21 @@ impl Template {
                 variables.insert(name.to_owned(), json!(token));
             }
         }
+        Template::new(source, &format!("`{folder}`"), variables).map(Some)
+    }
+
+    /// Parses a template; `of` says in errors whose it is, `tokens` are the special tokens by the names that templates
+    /// use (`bos_token`).
+    ///
+    /// # Errors
+    /// What in the template is not understood.
+    pub fn new(source: String, of: &str, tokens: Map<String, Json>) -> Result<Template, OpError> {
+        let mut variables = tokens;
         for name in ["tools", "documents"] {
             variables.insert(name.to_owned(), Json::Null);
         }
-        let environment = environment(source).map_err(|e| {
-            let why = explain(&e);
-            OpError::failed(format!("the chat template of `{folder}` cannot be used: {why}"))
-        })?;
+        let environment = environment(source)
+            .map_err(|e| OpError::failed(format!("the chat template of {of} cannot be used: {}", explain(&e))))?;
         Ok(Template { environment, variables })
     }
 

@@ -49,7 +49,7 @@ impl Message {
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokenizer: Tokenizer,
-    template: Template,
+    template: Option<Template>,
     /// Each turn renders to the same text wherever it stands, so turns can be rendered alone.
     local: bool,
     /// Any of these ends a turn; the first is the one that the template writes, where it writes one.
@@ -90,20 +90,46 @@ impl Text {
     /// # Errors
     /// Names the file that is missing or malformed.
     pub fn load(folder: &Utf8Path, eos: &[u32]) -> Result<Text, OpError> {
+        let text = Text::load_plain(folder, eos)?;
+        if !text.has_template() {
+            return Err(OpError::failed(format!("`{folder}` has no chat template")));
+        }
+        Ok(text)
+    }
+
+    /// As [`Text::load`], but a folder without a chat template will do.
+    ///
+    /// # Errors
+    /// As [`Text::load`].
+    pub fn load_plain(folder: &Utf8Path, eos: &[u32]) -> Result<Text, OpError> {
         let path = folder.join(TOKENIZER_FILE);
         let bytes = fs_err::read(&path)?;
         let tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
         let template = Template::load(folder)?;
+        Ok(Text::new(tokenizer, template, &end_ids(folder)?.unwrap_or_else(|| eos.to_vec())))
+    }
+
+    /// A text side made of its parts. The token that the template writes after an answer ends it, too.
+    pub fn new(tokenizer: Tokenizer, template: Option<Template>, eos: &[u32]) -> Text {
         let mut text = Text { tokenizer, template, local: false, eos: Vec::new(), seen: Mutex::new(HashMap::new()) };
-        text.local = text.is_local();
+        text.local = text.has_template() && text.is_local();
         text.eos.extend(text.closing());
-        for id in end_ids(folder)?.unwrap_or_else(|| eos.to_vec()) {
-            if !text.eos.contains(&id) {
-                text.eos.push(id);
+        for id in eos {
+            if !text.eos.contains(id) {
+                text.eos.push(*id);
             }
         }
-        Ok(text)
+        text
+    }
+
+    /// Whether conversations can be rendered.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    fn template(&self) -> Result<&Template, OpError> {
+        self.template.as_ref().ok_or_else(|| OpError::failed("the model has no chat template"))
     }
 
     /// The special token that the template writes after an answer, if it writes one.
@@ -172,7 +198,7 @@ impl Text {
     /// # Errors
     /// The template's.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, OpError> {
-        self.template.render(messages, add_generation_prompt)
+        self.template()?.render(messages, add_generation_prompt)
     }
 
     /// As [`Template::render_with`].
@@ -185,7 +211,7 @@ impl Text {
         add_generation_prompt: bool,
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, OpError> {
-        self.template.render_with(messages, add_generation_prompt, variables)
+        self.template()?.render_with(messages, add_generation_prompt, variables)
     }
 
     /// What `messages[from..]` add to the text of `messages[..from]`, which must be its beginning.

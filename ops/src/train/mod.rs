@@ -1,8 +1,11 @@
 //! Training: what every method shares (optimizer, schedule, checkpoint, batches) and one file per method.
 
 pub mod batch;
+pub mod chat;
 pub mod checkpoint;
 pub mod grpo;
+pub mod objective;
 pub mod optimizer;
 pub mod schedule;
 pub mod sft;
+pub mod update;

@@ -3,5 +3,6 @@
 pub mod attention;
 pub mod cache;
 pub mod matmul;
+pub mod packed;
 pub mod rows;
 pub mod simd;

@@ -1,0 +1,288 @@
+//! Whoever acts: one trait, and three makes of it.
+//!
+//! 1. [`Own`]: a model of ours, through the sampler that training uses. 2. [`Gguf`]: quantized weights, which can be
+//! sampled and not trained. 3. [`Endpoint`]: an OpenAI-compatible server.
+//!
+//! Invariants: an op that acts knows only the trait; an answer depends on the conversation, the sampling and the random
+//! stream of its own ask, never on what is asked beside it; what a make cannot say (ids, log-probabilities, lengths) is
+//! `None`, never a guess; who answered, and whether the same answers would come again, is told by [`Policy::identity`].
+
+mod endpoint;
+pub mod gguf;
+mod http;
+mod local;
+mod own;
+mod quantized;
+
+pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
+pub use gguf::Gguf;
+pub use own::Own;
+pub use quantized::Quantized;
+
+use actloom_engine::op::{DeviceRequest, OpError};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use crate::artifact::Past;
+use crate::rng::Rng;
+
+/// A conversation that a policy holds, with whatever it has computed for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session(usize);
+
+/// How an answer is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Longest answer, in tokens, the end token counted.
+    pub max_tokens: usize,
+    /// Only the likeliest so many tokens; 0 is all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that reach this probability together; 1 is all.
+    pub top_p: f32,
+    /// Only tokens that are at least this times as likely as the likeliest; 0 is all.
+    pub min_p: f32,
+    /// An answer ends before the first of these.
+    pub stop: Vec<String>,
+}
+
+impl Sampling {
+    /// The whole distribution at a temperature.
+    pub fn new(temperature: f32, max_tokens: usize) -> Self {
+        Sampling { temperature, max_tokens, top_k: 0, top_p: 1.0, min_p: 0.0, stop: Vec::new() }
+    }
+
+    /// Every token stays in reach.
+    pub fn whole(&self) -> bool {
+        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+}
+
+/// A question to a policy: what is the next turn of this conversation?
+pub struct Ask<'a> {
+    pub session: Session,
+    /// Answers to be held to; empty means free.
+    pub allowed: &'a [String],
+    pub sampling: &'a Sampling,
+    /// The stream that the answer is drawn from.
+    pub rng: Rng,
+    /// The answer becomes the conversation's next turn. At most one ask of a batch may keep a session's answer, and then
+    /// no other may ask it.
+    pub keep: bool,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The policy ended it, or one of the stop strings did.
+    End,
+    /// It was cut off.
+    Length,
+    /// The conversation fills what the policy can read, and nothing was said.
+    Room,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Without the end token. Special tokens stay in it, so that none can hide.
+    pub text: String,
+    /// Token ids, the end token included if it was reached.
+    pub ids: Option<Vec<u32>>,
+    /// Log-probability of each token under the distribution it was drawn from.
+    pub logps: Option<Vec<f32>>,
+    pub finish: Finish,
+}
+
+impl Answer {
+    /// The text, if the answer came to its end.
+    pub fn ended(&self) -> Option<&str> {
+        (self.finish == Finish::End).then_some(&*self.text)
+    }
+}
+
+/// Who acts, as the provenance tells it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Identity {
+    /// `own`, `gguf` or `endpoint`.
+    pub make: &'static str,
+    /// What was loaded, or what the server says it serves.
+    pub served: Vec<String>,
+    /// Models that a server lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listed: Vec<String>,
+    /// Where: a device and why, or a server's address.
+    pub at: String,
+    /// Equal inputs and seeds give equal answers.
+    pub reproducible: bool,
+}
+
+/// What was spent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    pub answers: u64,
+    /// Tokens that were read, not counting those of a conversation that had been read before.
+    pub read: u64,
+    /// Tokens that were sampled.
+    pub sampled: u64,
+    /// Requests that had to be made again.
+    pub retries: u64,
+}
+
+/// Whoever acts.
+pub trait Policy {
+    fn identity(&self) -> Identity;
+
+    fn cost(&self) -> Cost;
+
+    /// How many conversations it is best asked side by side.
+    fn width(&self) -> usize;
+
+    /// A new conversation, with no turn yet.
+    fn open(&mut self) -> Session;
+
+    /// Drops a conversation and all that was computed for it.
+    fn close(&mut self, session: Session);
+
+    /// Appends a user's turn; the conversation is then open for an answer.
+    ///
+    /// # Errors
+    /// Those of the template and the tokenizer.
+    fn user(&mut self, session: Session, content: &str) -> Result<(), OpError>;
+
+    /// Appends an answer that was given before.
+    ///
+    /// # Errors
+    /// Those of the template and the tokenizer.
+    fn assistant(&mut self, session: Session, content: &str) -> Result<(), OpError>;
+
+    /// Length of the conversation in tokens, where that is known.
+    fn tokens(&self, session: Session) -> Option<usize>;
+
+    /// Longest conversation in tokens, where that is known.
+    fn positions(&self) -> Option<usize>;
+
+    /// Answers every ask, in their order. `stopping` ends early with [`OpError::Interrupted`].
+    ///
+    /// # Errors
+    /// The make's own, and `Interrupted`.
+    fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError>;
+}
+
+/// Opens a conversation at a state: first observation, then actions and observations.
+///
+/// # Errors
+/// Those of the template and the tokenizer, and a state that leaves no room for an answer of `room` tokens.
+pub fn open_at(policy: &mut dyn Policy, past: &Past, room: usize) -> Result<Session, OpError> {
+    let session = policy.open();
+    policy.user(session, &past.start)?;
+    for (action, observation) in &past.turns {
+        policy.assistant(session, action)?;
+        policy.user(session, observation)?;
+    }
+    if let (Some(prompt), Some(limit)) = (policy.tokens(session), policy.positions())
+        && prompt + room > limit
+    {
+        return Err(OpError::with_help(
+            format!("a prompt of {prompt} tokens and an answer of {room} do not fit the model's {limit} positions"),
+            "take a policy with more positions, or shorten the episodes",
+        ));
+    }
+    Ok(session)
+}
+
+/// What can be at a path that is asked to act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Make {
+    /// A Hugging Face folder.
+    Own,
+    /// This file.
+    Gguf(Utf8PathBuf),
+    /// This file.
+    Endpoint(Utf8PathBuf),
+}
+
+/// Tells the three makes apart by what is at the path: a folder with `config.json`; a `.gguf` file or a folder that holds
+/// exactly one; a `policy.json`, or a folder that holds one, or a file of another name that says the same.
+///
+/// # Errors
+/// When it is none of them, or several.
+pub fn make_of(path: &Utf8Path) -> Result<Make, OpError> {
+    let gguf = |p: &Utf8Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let found = fs_err::metadata(path)?;
+    if found.is_file() {
+        let mut magic = [0; 4];
+        let read = std::io::Read::read(&mut fs_err::File::open(path)?, &mut magic)?;
+        if gguf(path) || &magic[..read] == b"GGUF" {
+            return Ok(Make::Gguf(path.to_owned()));
+        }
+        // what a step made has no name of its own in the store
+        if magic.starts_with(b"{") {
+            return Ok(Make::Endpoint(path.to_owned()));
+        }
+        return Err(OpError::failed(format!(
+            "`{path}` is no policy, expected a model folder, a `.gguf` file or a `policy.json`"
+        )));
+    }
+    let mut quantized = Vec::new();
+    for entry in path.read_dir_utf8().map_err(|e| OpError::failed(format!("cannot read the folder `{path}`: {e}")))? {
+        let entry = entry.map_err(|e| OpError::failed(format!("cannot read the folder `{path}`: {e}")))?;
+        if gguf(entry.path()) {
+            quantized.push(entry.path().to_owned());
+        }
+    }
+    quantized.sort();
+    let (own, endpoint) = (path.join("config.json").exists(), path.join("policy.json"));
+    match (own, quantized.as_slice(), endpoint.exists()) {
+        (true, _, false) => Ok(Make::Own),
+        (false, [one], false) => Ok(Make::Gguf(one.clone())),
+        (false, [], true) => Ok(Make::Endpoint(endpoint)),
+        (false, [], false) => Err(OpError::failed(format!(
+            "the folder `{path}` holds no policy, expected a `config.json` with weights, a `.gguf` file or a `policy.json`"
+        ))),
+        (false, [first, .., last], false) => Err(OpError::with_help(
+            format!("the folder `{path}` holds {} `.gguf` files, expected one", quantized.len()),
+            format!("name the file: `{first}` or `{last}`"),
+        )),
+        _ => Err(OpError::failed(format!(
+            "the folder `{path}` holds a `policy.json` beside a model, expected one of them"
+        ))),
+    }
+}
+
+/// Opens whoever is at a path.
+///
+/// # Errors
+/// Those of [`make_of`] and of the make's loader.
+pub fn open(path: &Utf8Path, device: DeviceRequest) -> Result<Box<dyn Policy>, OpError> {
+    Ok(match make_of(path)? {
+        Make::Own => Box::new(own::load(path, device)?),
+        Make::Gguf(file) => Box::new(gguf::load(&file, device)?),
+        Make::Endpoint(file) => Box::new(Endpoint::load(&file)?),
+    })
+}
+
+/// Refuses a path whose policy can act and not learn.
+///
+/// # Errors
+/// Says what is there, why it cannot be trained, and what can.
+pub fn refuse_training(path: &Utf8Path) -> Result<(), OpError> {
+    let help = "train a Hugging Face folder of the same model (`config.json`, safetensors, `tokenizer.json`); \
+                LoRA keeps the memory small";
+    match make_of(path) {
+        Ok(Make::Gguf(file)) => Err(OpError::with_help(
+            format!(
+                "`{file}` holds quantized weights, which can be sampled but not trained: a gradient step is smaller than \
+                 the distance between two quantized values"
+            ),
+            help,
+        )),
+        Ok(Make::Endpoint(file)) => Err(OpError::with_help(
+            format!("`{file}` names a server, which can be sampled but not trained: its weights are not here"),
+            help,
+        )),
+        // whatever else is wrong with the folder, the loader says better
+        Ok(Make::Own) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,90 @@
+//! A model of ours as a policy: the sampler that training uses, over the same weights.
+//!
+//! Invariant: this is the only file between the trait and the sampler.
+
+use actloom_engine::op::{DeviceRequest, OpError};
+use camino::Utf8Path;
+
+use super::local::{Done, Job, Local, Weights};
+use super::{Identity, Sampling};
+use crate::infer::{BATCH, Request, complete};
+use crate::model::{self, Model, Sequence, failed, open_device};
+use crate::text::Text;
+
+/// A model that could also be trained.
+pub type Own = Local<Model>;
+
+/// Loads a Hugging Face folder.
+///
+/// # Errors
+/// Names what is missing.
+pub(super) fn load(folder: &Utf8Path, device: DeviceRequest) -> Result<Own, OpError> {
+    let (device, why) = open_device(device)?;
+    let model = model::load(folder, &device)?;
+    let text = Text::load(folder, &model.config.eos)?;
+    if text.vocabulary() > model.config.vocab_size {
+        let (have, want) = (model.config.vocab_size, text.vocabulary());
+        return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
+    }
+    let served = folder.file_name().unwrap_or("model").to_owned();
+    Ok(Local::new(
+        model,
+        text,
+        Identity { make: "own", served: vec![served], listed: Vec::new(), at: why, reproducible: true },
+    ))
+}
+
+/// Refuses settings that the sampler does not know.
+pub(super) fn check(sampling: &Sampling) -> Result<(), OpError> {
+    if sampling.whole() && sampling.stop.is_empty() {
+        return Ok(());
+    }
+    Err(OpError::failed(
+        "`top_k`, `top_p`, `min_p` and `stop` were asked of weights that are sampled here, expected `temperature` only",
+    ))
+}
+
+impl Weights for Model {
+    type Sequence = Sequence;
+
+    fn sequence(&self) -> Sequence {
+        Model::sequence(self)
+    }
+
+    fn positions(&self) -> usize {
+        self.config.max_positions
+    }
+
+    fn width(&self) -> usize {
+        BATCH
+    }
+
+    fn together(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read(&self, sequence: &mut Sequence, ids: &[u32]) -> Result<(), OpError> {
+        self.extend(&mut [(sequence, ids)]).map_err(failed)?;
+        Ok(())
+    }
+
+    fn complete(
+        &self,
+        text: &Text,
+        jobs: Vec<Job<'_, Sequence>>,
+        stopping: &dyn Fn() -> bool,
+    ) -> Result<Vec<Done<Sequence>>, OpError> {
+        let mut requests = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            check(job.sampling)?;
+            let Job { sequence, feed, allowed, sampling, rng } = job;
+            let (temperature, max_tokens) = (sampling.temperature, sampling.max_tokens);
+            requests.push(Request { sequence, feed, temperature, max_tokens, allowed, rng });
+        }
+        let done = complete(self, &text.eos, requests, stopping)?;
+        Ok(done
+            .into_iter()
+            .map(|c| Done { sequence: c.sequence, ids: c.ids, logps: c.logps, ended: c.ended })
+            .collect())
+    }
+}
