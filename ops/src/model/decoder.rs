@@ -4,14 +4,14 @@
 //! 3. `train` is both with the head between them. 4. `extend` is the same forward over caches, for sampling.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::sync::Arc;
 
 use actloom_engine::op::OpError;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::Config;
 use super::failed;
-use crate::nn::kernel::{self, Cache, Kernels, RopeTable};
+use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
 use crate::nn::layer::{self, Embedding, Linear, Param, RmsNorm, TokenStats};
 use crate::nn::{Heads, Packing};
 use crate::rng::Rng;
@@ -59,21 +59,45 @@ pub struct Target {
 }
 
 /// Keys and values of one sequence, all layers.
+///
+/// A clone shares them: sequences with a common beginning hold it once, and each goes on alone.
 #[derive(Clone)]
 pub struct Sequence {
     layers: Vec<Cache>,
-    len: usize,
+    ids: Vec<u32>,
 }
 
 impl Sequence {
     /// Tokens seen so far.
     pub fn len(&self) -> usize {
-        self.len
+        self.ids.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.ids.is_empty()
     }
+
+    /// The tokens seen so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Forgets all but the first `len` tokens.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.ids.truncate(len);
+        self.layers.iter_mut().try_for_each(|c| c.truncate(len))
+    }
+}
+
+/// What one sequence takes part with in [`Model::advance`].
+pub struct Step<'a> {
+    pub sequence: &'a mut Sequence,
+    pub new: &'a [u32],
+    /// Logits after the last new token are wanted.
+    pub logits: bool,
 }
 
 /// A model with its parameters.
@@ -368,7 +392,17 @@ impl Model {
 
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels); self.config.layers], len: 0 }
+        self.sequence_in(&Arc::default())
+    }
+
+    /// An empty sequence that takes its memory from `pool`.
+    pub fn sequence_in(&self, pool: &Arc<Pool>) -> Sequence {
+        Sequence { layers: vec![Cache::new(self.kernels, pool); self.config.layers], ids: Vec::new() }
+    }
+
+    /// Bytes of keys and values of one token.
+    pub fn token_bytes(&self) -> usize {
+        self.config.layers * self.config.kv_heads * self.config.head_dim * 2 * size_of::<f32>()
     }
 
     /// Appends tokens to each sequence and returns the logits (sequences, v) after each one's last.
@@ -379,24 +413,54 @@ impl Model {
     /// # Panics
     /// When a sequence is extended by nothing: a bug in the caller.
     pub fn extend(&self, batch: &mut [(&mut Sequence, &[u32])]) -> Result<Tensor> {
-        let kn = self.kernels;
-        let mut ids = Vec::new();
-        let mut positions = Vec::new();
-        let mut rows: Vec<Range<usize>> = Vec::new();
-        for (sequence, new) in batch.iter() {
-            assert!(!new.is_empty(), "BUG: a sequence was extended by no token");
-            rows.push(ids.len()..ids.len() + new.len());
-            self.check_row(new, sequence.len + new.len())?;
-            positions.extend((sequence.len..sequence.len + new.len()).map(|p| p as u32));
-            ids.extend_from_slice(new);
+        let steps = batch.iter_mut().map(|(sequence, new)| Step { sequence, new, logits: true }).collect();
+        self.advance(steps)
+    }
+
+    /// Appends tokens to sequences and returns the logits (m, v) after the last token of each of the m that want them.
+    /// What only they need, the last layer and the head, is computed for them alone.
+    ///
+    /// # Errors
+    /// As [`Model::train`].
+    ///
+    /// # Panics
+    /// When a sequence is extended by nothing: a bug in the caller.
+    pub fn advance(&self, mut steps: Vec<Step<'_>>) -> Result<Tensor> {
+        let (kn, c) = (self.kernels, &self.config);
+        let (mut ids, mut positions): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+        let mut last = Vec::new();
+        for step in &steps {
+            assert!(!step.new.is_empty(), "BUG: a sequence was extended by no token");
+            let have = step.sequence.len();
+            self.check_row(step.new, have + step.new.len())?;
+            positions.extend((have..have + step.new.len()).map(|p| p as u32));
+            ids.extend_from_slice(step.new);
+            if step.logits {
+                last.push(ids.len() as u32 - 1);
+            }
         }
-        let mut x = self.embed.forward(kn, &ids)?;
+        let mut x = self.embed.forward(kn, &ids)?; // (n, hidden)
         for (i, b) in self.blocks.iter().enumerate() {
-            let (h1, _) = b.norm1.forward(kn, &x)?;
-            let [_, _, _, _, q, k, v] = self.project(b, &h1, &positions)?;
-            let mut parts: Vec<_> =
-                batch.iter_mut().zip(&rows).map(|((s, _), r)| (&mut s.layers[i], r.clone())).collect();
-            let attn = kernel::cached_attention(&q, &k, &v, &mut parts, self.heads())?;
+            let (mut h, _) = b.norm1.forward(kn, &x)?;
+            let (k, _) = b.k_norm.forward(kn, &b.k.forward(kn, &h)?)?;
+            let k = kernel::rope(kn, k, c.kv_heads, &self.rope, &positions, 1.0)?;
+            let v = b.v.forward(kn, &h)?;
+            let tail = i + 1 == self.blocks.len();
+            if tail {
+                // nobody looks at the other rows from here on
+                (x, h) = (layer::select_rows(&x, &last)?, layer::select_rows(&h, &last)?);
+                positions = last.iter().map(|row| positions[*row as usize]).collect();
+            }
+            let (q, _) = b.q_norm.forward(kn, &b.q.forward(kn, &h)?)?;
+            let q = kernel::rope(kn, q, c.heads, &self.rope, &positions, 1.0)?;
+            let mut from = 0;
+            let parts = steps.iter_mut().map(|s| {
+                let rows = from..from + s.new.len();
+                from = rows.end;
+                let queries = if tail { usize::from(s.logits) } else { rows.len() };
+                CachedPart { cache: &mut s.sequence.layers[i], rows, queries }
+            });
+            let attn = kernel::cached_attention(&q, &k, &v, parts.collect(), self.heads())?;
             let mut mid = b.o.forward(kn, &attn)?;
             kernel::add_into(kn, &mut mid, &x)?;
             let (h2, _) = b.norm2.forward(kn, &mid)?;
@@ -404,11 +468,10 @@ impl Model {
             x = b.down.forward(kn, &a)?;
             kernel::add_into(kn, &mut x, &mid)?;
         }
-        for (sequence, new) in batch.iter_mut() {
-            sequence.len += new.len();
+        for step in &mut steps {
+            step.sequence.ids.extend_from_slice(step.new);
         }
-        let last: Vec<u32> = rows.iter().map(|r| r.end as u32 - 1).collect();
-        let (h, _) = self.norm.forward(kn, &layer::select_rows(&x, &last)?)?;
+        let (h, _) = self.norm.forward(kn, &x)?;
         layer::logits(kn, &h, self.head())
     }
 }

@@ -7,7 +7,7 @@ mod decoder;
 mod io;
 
 pub use config::Config;
-pub use decoder::{Model, Sequence, Target};
+pub use decoder::{Model, Sequence, Step, Target};
 pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
 
 use actloom_engine::op::{DeviceRequest, OpError};

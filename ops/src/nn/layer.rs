@@ -3,7 +3,7 @@
 //! Invariant: a backward adds to the gradients of its trainable parameters and marks them as reached; the optimizer
 //! refuses a trainable parameter that was not.
 
-use std::cell::OnceCell;
+use std::sync::OnceLock;
 
 use candle_core::{Device, Result, Tensor};
 
@@ -16,21 +16,19 @@ pub struct Param {
     pub trainable: bool,
     /// Sum of gradients since the last step; `None` until a backward reached it.
     pub grad: Option<Tensor>,
-    packed: OnceCell<Weight>,
+    packed: OnceLock<Weight>,
 }
 
 impl Param {
     pub fn new(name: impl Into<String>, value: Tensor) -> Self {
-        Param { name: name.into(), value, trainable: true, grad: None, packed: OnceCell::new() }
+        Param { name: name.into(), value, trainable: true, grad: None, packed: OnceLock::new() }
     }
 
     /// The weight prepared for products, made once per update.
     fn weight(&self, kernels: Kernels) -> Result<&Weight> {
         if self.packed.get().is_none() {
-            let weight = Weight::new(kernels, &self.value)?;
-            if self.packed.set(weight).is_err() {
-                panic!("BUG: a weight was packed twice");
-            }
+            // where two threads come at once both pack, to the same bytes, and one is dropped
+            drop(self.packed.set(Weight::new(kernels, &self.value)?));
         }
         match self.packed.get() {
             Some(weight) => Ok(weight),
@@ -40,7 +38,7 @@ impl Param {
 
     /// Must follow every change of `value`.
     pub fn changed(&mut self) {
-        self.packed = OnceCell::new();
+        self.packed = OnceLock::new();
     }
 
     /// The gradient to add to, zero at first. `None` for frozen parameters.

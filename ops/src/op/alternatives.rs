@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{self, kept, past, state_ids};
 use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples};
-use crate::infer::{Request, complete, prefill};
+use crate::infer::{Request, Sampling, complete};
 use crate::model::Model;
 use crate::rng::Rng;
 use crate::text::Text;
@@ -121,30 +121,23 @@ fn sample(
     let mut requests = Vec::new();
     for turn in 0..episode.turns.len() {
         let ids = state_ids(text, &past(episode, turn), model, p.max_tokens)?;
-        let (sequence, feed) = prefill(model, &ids)?;
         for k in 0..p.per_state {
-            requests.push(Request {
-                sequence: sequence.clone(),
-                feed: feed.clone(),
-                temperature: p.temperature as f32,
-                max_tokens: p.max_tokens,
-                allowed: Vec::new(),
-                rng: Rng::at(seed, &[e as u64, turn as u64, k as u64]),
-            });
+            let rng = Rng::at(seed, &[e as u64, turn as u64, k as u64]);
+            requests.push(Request::new(ids.as_slice(), Sampling::plain(p.temperature, p.max_tokens), rng));
         }
     }
-    let completions = complete(model, &text.eos, requests, &|| ctx.stopping())?;
+    let completions = complete(model, text, requests, &|| ctx.stopping())?;
     for (turn, samples) in completions.chunks(p.per_state).enumerate() {
         let state = &episode.turns[turn];
         let (mut alternatives, mut dropped) = (Vec::new(), 0);
         let mut seen = BTreeSet::new();
         for c in samples {
             counts.drawn += 1;
-            let Some((_, head)) = c.ids.split_last().filter(|_| c.ended) else {
+            if !c.ended() {
                 counts.unfinished += 1;
                 continue;
-            };
-            let action = text.decode(head)?.trim().to_owned();
+            }
+            let action = c.text.trim().to_owned();
             if action == state.action {
                 dropped += 1;
                 counts.equal += 1;

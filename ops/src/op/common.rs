@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
+use crate::infer::Choice;
 use crate::model::{self, Model, copy_text_files, open_device};
 use crate::text::{Dialogue, Text};
 
@@ -101,17 +102,13 @@ pub fn kept<T: Serialize + serde::de::DeserializeOwned>(
     Ok(value)
 }
 
-/// Ids of the actions a policy may be held to, each with its end token.
+/// Holds an answer to one of these actions.
 ///
 /// # Errors
-/// The tokenizer's.
-pub fn action_ids(text: &Text, actions: &[String]) -> Result<Vec<Vec<u32>>, OpError> {
-    actions
-        .iter()
-        .map(|a| {
-            let mut ids = text.encode(a)?;
-            ids.extend(text.eos.first());
-            Ok(ids)
-        })
-        .collect()
+/// The tokenizer's; a model without an end token.
+pub fn held_to(text: &Text, actions: &[String]) -> Result<Choice, OpError> {
+    let Some(end) = text.eos.first() else {
+        return Err(OpError::failed("the model has no end token, which an answer held to a list of actions needs"));
+    };
+    Choice::new(actions.iter().map(|a| text.encode(a)).collect::<Result<Vec<_>, _>>()?, *end)
 }

@@ -10,7 +10,7 @@ use super::act::{Critics, prompt};
 use super::common;
 use crate::artifact::{self, Pair};
 use crate::eval::scores::Scores;
-use crate::infer::{Request, complete, prefill};
+use crate::infer::{Request, Sampling, complete};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
 use crate::train::grpo::Questions;
@@ -100,17 +100,11 @@ impl Op for Critic {
                 let mut outcomes: Vec<Outcome> = Vec::with_capacity(chunk.len());
                 let mut requests = Vec::with_capacity(chunk.len());
                 for i in chunk {
-                    let (sequence, feed) = prefill(&model, critics.prompt(*i))?;
-                    let rng = Rng::at(seed, &[*i as u64]);
-                    let (temperature, max_tokens) = (p.temperature as f32, p.max_tokens);
-                    requests.push(Request { sequence, feed, temperature, max_tokens, allowed: Vec::new(), rng });
+                    let sampling = Sampling::plain(p.temperature, p.max_tokens);
+                    requests.push(Request::new(critics.prompt(*i), sampling, Rng::at(seed, &[*i as u64])));
                 }
-                for (i, c) in chunk.iter().zip(complete(&model, &text.eos, requests, &|| ctx.stopping())?) {
-                    let answer = match c.ids.split_last() {
-                        Some((_, head)) if c.ended => Some(text.decode(head)?),
-                        _ => None,
-                    };
-                    outcomes.push(critics.judge(*i, answer.as_deref()));
+                for (i, c) in chunk.iter().zip(complete(&model, &text, requests, &|| ctx.stopping())?) {
+                    outcomes.push(critics.judge(*i, c.ended().then_some(c.text.as_str())));
                 }
                 Ok(outcomes)
             })?);

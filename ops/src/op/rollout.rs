@@ -2,14 +2,16 @@
 //!
 //! Each task has a random stream of its own, so an episode does not depend on which others are played beside it.
 
+use std::sync::Arc;
+
 use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName, action_ids, kept};
+use super::common::{self, EnvName, held_to, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
-use crate::infer::{Request, complete};
+use crate::infer::{Request, Sampling, complete};
 use crate::model::{Model, Sequence};
 use crate::rng::Rng;
 use crate::text::{Dialogue, Text};
@@ -72,9 +74,8 @@ struct Game<'a> {
     start: String,
     turns: Vec<Turn>,
     dialogue: Dialogue<'a>,
+    /// Where the last answer left the conversation.
     sequence: Option<Sequence>,
-    /// Ids that the cache has not seen yet.
-    feed: Vec<u32>,
     full: bool,
 }
 
@@ -142,10 +143,9 @@ fn play(
         let mut world = task.play();
         let now = world.reset();
         let mut dialogue = Dialogue::new(text);
-        let feed = dialogue.user(&now.text)?;
+        dialogue.user(&now.text)?;
         let start = now.text.clone();
-        let sequence = Some(model.sequence());
-        games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence, feed, full: false });
+        games.push(Game { world, now, start, turns: Vec::new(), dialogue, sequence: None, full: false });
     }
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
@@ -166,35 +166,27 @@ fn play(
         let mut requests = Vec::with_capacity(playing.len());
         for i in &playing {
             let game = &mut games[*i];
-            let allowed = match p.decoding {
-                Decode::Free => Vec::new(),
-                Decode::Admissible => action_ids(text, &game.world.admissible())?,
-            };
-            let Some(sequence) = game.sequence.take() else {
-                panic!("BUG: a game that goes on has no cache");
+            let choice = match p.decoding {
+                Decode::Free => None,
+                Decode::Admissible => Some(Arc::new(held_to(text, &game.world.admissible())?)),
             };
             requests.push(Request {
-                sequence,
-                feed: std::mem::take(&mut game.feed),
-                temperature: p.temperature as f32,
-                max_tokens: p.max_tokens,
-                allowed,
+                prompt: game.dialogue.ids().to_vec(),
+                from: game.sequence.take(),
+                sampling: Sampling::plain(p.temperature, p.max_tokens),
+                choice,
                 rng: Rng::at(seed, &[(chunk * GAMES + i) as u64, step as u64]),
             });
         }
-        for (i, c) in playing.into_iter().zip(complete(model, &text.eos, requests, &|| ctx.stopping())?) {
+        for (i, c) in playing.into_iter().zip(complete(model, text, requests, &|| ctx.stopping())?) {
             let game = &mut games[i];
-            let said = if c.ended { &c.ids[..c.ids.len() - 1] } else { &c.ids[..] };
-            let content = text.decode(said)?;
             // a reply that never ended is no action, whatever it says
-            let action = if c.ended { content.trim().to_owned() } else { String::new() };
+            let action = if c.ended() { c.text.trim().to_owned() } else { String::new() };
             let actions = game.world.admissible();
             let admissible = actions.contains(&action);
             game.now = game.world.step(&action);
-            game.dialogue.answered(&content, &c.ids, false)?;
-            game.feed.extend(c.ids.last());
-            let ids = game.dialogue.user(&game.now.text)?;
-            game.feed.extend(ids);
+            game.dialogue.answered(&c.text, &c.ids, false)?;
+            game.dialogue.user(&game.now.text)?;
             game.sequence = Some(c.sequence);
             game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
         }

@@ -19,7 +19,7 @@ use super::batch::Row;
 use super::checkpoint::{self, Position};
 use super::optimizer::{AdamW, Optimizer};
 use super::schedule::Schedule;
-use crate::infer::{Completion, Request, complete, prefill};
+use crate::infer::{Completion, Request, Sampling, complete};
 use crate::model::{Model, failed};
 use crate::nn::cpu::simd::exp;
 use crate::reward::Outcome;
@@ -210,19 +210,13 @@ pub fn run(
         let sampling = tracing::debug_span!("sample").entered();
         let mut requests = Vec::with_capacity(chosen.len() * settings.group);
         for (place, question) in chosen.iter().enumerate() {
-            let (sequence, feed) = prefill(model, questions.prompt(*question))?;
             for g in 0..settings.group {
-                requests.push(Request {
-                    sequence: sequence.clone(),
-                    feed: feed.clone(),
-                    temperature: settings.temperature,
-                    max_tokens: settings.max_tokens,
-                    allowed: Vec::new(),
-                    rng: Rng::at(settings.seed, &[1, step, place as u64, g as u64]),
-                });
+                let sampling = Sampling::plain(f64::from(settings.temperature), settings.max_tokens);
+                let rng = Rng::at(settings.seed, &[1, step, place as u64, g as u64]);
+                requests.push(Request::new(questions.prompt(*question), sampling, rng));
             }
         }
-        let mut completions = complete(model, &text.eos, requests, &|| false)?.into_iter();
+        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
         drop(sampling);
         // 3. judge, and compare within the group
         let mut groups = Vec::with_capacity(chosen.len());
@@ -231,11 +225,7 @@ pub fn run(
             let completions: Vec<Completion> = completions.by_ref().take(settings.group).collect();
             let mut rewards = Vec::with_capacity(settings.group);
             for c in &completions {
-                let answer = match c.ids.split_last() {
-                    Some((_, head)) if c.ended => Some(text.decode(head)?),
-                    _ => None,
-                };
-                let outcome = questions.judge(*question, answer.as_deref());
+                let outcome = questions.judge(*question, c.ended().then_some(c.text.as_str()));
                 rewards.push(outcome.reward);
                 outcomes.push(outcome);
             }
@@ -304,7 +294,7 @@ pub fn run(
         let reward = mean(&|o| o.reward);
         let correct = mean(&|o| f64::from(u8::from(o.correct)));
         let flat = groups.iter().filter(|g| g.advantages.iter().all(|a| *a == 0.0)).count() as f64;
-        let truncated = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.ended).count() as f64 / n;
+        let truncated = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.ended()).count() as f64 / n;
         ctx.metric(at, "reward", reward);
         ctx.metric(at, "accuracy", correct);
         ctx.metric(at, "malformed", mean(&|o| f64::from(u8::from(o.malformed))));

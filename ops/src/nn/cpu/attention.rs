@@ -100,7 +100,7 @@ fn combine(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
 
 /// Softmax in place; returns (max, 1 / sum).
 #[inline(always)]
-fn softmax(s: &mut [f32]) -> (f32, f32) {
+pub(super) fn softmax(s: &mut [f32]) -> (f32, f32) {
     let mut max = f32::NEG_INFINITY;
     for x in s.iter() {
         max = max.max(*x);

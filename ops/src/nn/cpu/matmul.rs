@@ -154,7 +154,7 @@ pub fn matmul(a: Lhs<'_>, b: &Packed, c: &mut [f32], m: usize, accumulate: bool)
 ///
 /// # Safety
 /// `a` must be valid for all (row, kk), `b` for `kc * 32`, `c` for `width` columns of each row with stride `n`.
-unsafe fn strip(
+pub(super) unsafe fn strip(
     rows: std::ops::Range<usize>,
     kc: usize,
     a: *const f32,
