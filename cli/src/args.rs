@@ -360,16 +360,16 @@ pub struct Prompt {
 pub struct Sampling {
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
-    pub temperature: f32,
+    pub temperature: f64,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: u32,
     /// Keep the likeliest tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
-    pub top_p: f32,
+    pub top_p: f64,
     /// Keep tokens with at least this share of the likeliest one's probability
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
-    pub min_p: f32,
+    pub min_p: f64,
     /// End before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
@@ -439,13 +439,13 @@ const CHAT: &str = "\
 A line is a message. `/reset` forgets the conversation, `/system TEXT` begins a new one under TEXT, `/help` lists these, \
 `/quit` or Ctrl-D ends. Ctrl-C ends the answer, not the program.";
 
-fn temperature(text: &str) -> Result<f32, String> {
-    let number = text.parse::<f32>().ok().filter(|t| t.is_finite() && *t >= 0.0);
+fn temperature(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|t| t.is_finite() && *t >= 0.0);
     number.ok_or_else(|| "expected a number, 0 or above".to_owned())
 }
 
-fn share(text: &str) -> Result<f32, String> {
-    let number = text.parse::<f32>().ok().filter(|p| (0.0..=1.0).contains(p));
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|p| (0.0..=1.0).contains(p));
     number.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 

@@ -121,7 +121,7 @@ fn last(seen: &Seen) -> String {
 
 /// Asks one question for each text, all at once.
 fn ask(policy: &mut Endpoint, texts: &[&str], allowed: &[String]) -> Result<Vec<Answer>, OpError> {
-    let sampling = Sampling::new(1.0, 8);
+    let sampling = Sampling::plain(1.0, 8);
     let mut asks = Vec::new();
     for (i, text) in texts.iter().enumerate() {
         let session = policy.open();
@@ -166,7 +166,7 @@ fn answers_come_in_the_order_of_the_asks_and_never_more_requests_than_allowed_ar
 fn a_request_carries_the_conversation_the_sampling_and_a_seed_of_its_own() {
     let server = StandIn::new(|seen, _| if seen.path == "/v1/models" { models(&["m"]) } else { said("go on") });
     let settings = Settings { extra: BTreeMap::from([("top_n_sigma".into(), json!(1.5))]), ..server.settings() };
-    let sampling = Sampling { top_k: 5, top_p: 0.5, min_p: 0.25, stop: vec!["\n".into()], ..Sampling::new(0.5, 8) };
+    let sampling = Sampling { top_k: 5, top_p: 0.5, min_p: 0.25, stop: vec!["\n".into()], ..Sampling::plain(0.5, 8) };
     let bodies = |settings: Settings| {
         let mut policy = Endpoint::new(settings, None).unwrap();
         let session = policy.open();
@@ -257,7 +257,7 @@ fn a_stop_does_not_wait_for_requests_under_way() {
         models(&["m"])
     });
     let mut policy = Endpoint::new(server.settings(), None).unwrap();
-    let sampling = Sampling::new(1.0, 8);
+    let sampling = Sampling::plain(1.0, 8);
     let session = policy.open();
     policy.user(session, "x").unwrap();
     let ask = Ask { session, allowed: &[], sampling: &sampling, rng: Rng::new(0, 0), keep: true };

@@ -10,7 +10,7 @@ use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
 use actloom_ops::artifact::{self, Decoding, Episode, Pair, Samples};
-use actloom_ops::infer::{Request, complete, prefill};
+use actloom_ops::infer::{Request, Sampling, complete};
 use actloom_ops::model;
 use actloom_ops::registry::registry;
 use actloom_ops::rng::Rng;
@@ -190,12 +190,11 @@ fn a_request_gets_the_tokens_and_bits_alone_that_it_gets_in_a_batch() {
     let text = Text::load(&policy, &model.config.eos).unwrap();
     let request = |i: u64| {
         let prompt = text.encode(&format!("go to shelf {i} and look at the {}", "mug 1 ".repeat(i as usize))).unwrap();
-        let (sequence, feed) = prefill(&model, &prompt).unwrap();
-        Request { sequence, feed, temperature: 1.0, max_tokens: 20, allowed: Vec::new(), rng: Rng::at(3, &[i]) }
+        Request::new(prompt, Sampling::plain(1.0, 20), Rng::at(3, &[i]))
     };
-    let together = complete(&model, &text.eos, (0..40).map(request).collect(), &|| false).unwrap();
+    let together = complete(&model, &text, (0..40).map(request).collect(), &|| false).unwrap();
     for i in [0, 7, 39] {
-        let alone = complete(&model, &text.eos, vec![request(i)], &|| false).unwrap().remove(0);
+        let alone = complete(&model, &text, vec![request(i)], &|| false).unwrap().remove(0);
         let other = &together[i as usize];
         assert_eq!((&alone.ids, &alone.logps), (&other.ids, &other.logps), "request {i}");
     }
@@ -209,22 +208,14 @@ fn the_trainer_gives_a_sampled_token_the_log_probability_that_the_sampler_gave_i
     let text = Text::load(&policy, &model.config.eos).unwrap();
     let prompt = text.encode("You arrive at shelf 1. On the shelf 1, you see a mug 1.").unwrap();
     for temperature in [1.0, 0.6] {
-        let (sequence, feed) = prefill(&model, &prompt).unwrap();
-        let request = |g| Request {
-            sequence: sequence.clone(),
-            feed: feed.clone(),
-            temperature,
-            max_tokens: 24,
-            allowed: Vec::new(),
-            rng: Rng::at(11, &[g]),
-        };
-        let group = complete(&model, &text.eos, (0..6).map(request).collect(), &|| false).unwrap();
+        let request = |g| Request::new(prompt.as_slice(), Sampling::plain(temperature, 24), Rng::at(11, &[g]));
+        let group = complete(&model, &text, (0..6).map(request).collect(), &|| false).unwrap();
         let mut row = Row::default();
         let root = row.add(0, None, &prompt, |_| false);
         group.iter().for_each(|c| {
             row.add(1, Some(root), &c.ids, |_| true);
         });
-        let stats = model.score(&row.ids, &row.packing, &row.targets, temperature).unwrap();
+        let stats = model.score(&row.ids, &row.packing, &row.targets, temperature as f32).unwrap();
         let trainer: Vec<f32> = stats.iter().map(|s| s.logp).collect();
         let sampler: Vec<f32> = group.iter().flat_map(|c| c.logps.clone()).collect();
         assert_eq!(trainer, sampler, "temperature {temperature}");

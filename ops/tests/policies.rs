@@ -275,7 +275,7 @@ fn the_tokenizer_and_template_of_the_header_are_those_of_the_folder() {
 
 /// Plays a few turns and returns what was said, with its ids and log-probabilities.
 fn talk(policy: &mut dyn Policy, temperature: f32) -> Vec<(String, Vec<u32>, Vec<f32>)> {
-    let sampling = Sampling::new(temperature, 6);
+    let sampling = Sampling::plain(temperature.into(), 6);
     let session = policy.open();
     let mut said = Vec::new();
     for (turn, seen) in ["you are in a room", "nothing happens", "you see a mug 1"].into_iter().enumerate() {

@@ -30,8 +30,8 @@ pub fn run(args: &Chat) -> Result<Exit, Failure> {
     let person = std::io::stdin().is_terminal() && is_watched();
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&stop))?;
-    let mut talk =
-        Talk::open(&source(&args.source), args.system.as_deref(), sampling(&args.sampling, args.max_tokens))?;
+    let sampling = sampling(&args.sampling, args.max_tokens);
+    let mut talk = Talk::open(&source(&args.source), args.system.as_deref(), sampling, args.sampling.seed)?;
     if !talk.has_template() {
         say("the model has no chat template: what you write is continued as plain text");
         if args.system.is_some() {

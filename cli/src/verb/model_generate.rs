@@ -5,7 +5,8 @@
 
 use std::io::{IsTerminal, Read};
 
-use actloom_ops::tool::generate::{Generated, Prompt, Sampling, generate, read_messages};
+use actloom_ops::infer::Sampling;
+use actloom_ops::tool::generate::{Generated, Prompt, generate, read_messages};
 
 use super::model::source;
 use crate::args::{self, Generate, Global};
@@ -21,7 +22,7 @@ pub fn sampling(args: &args::Sampling, max_tokens: u32) -> Sampling {
         min_p: args.min_p,
         max_tokens: max_tokens as usize,
         stop: args.stop.clone(),
-        seed: args.seed,
+        stop_ids: Vec::new(),
     }
 }
 
@@ -37,7 +38,7 @@ pub fn run(args: &Generate, global: &Global) -> Result<Exit, Failure> {
         }
     };
     let Generated { prompt_ids, templated, samples } =
-        generate(&source(&args.source), &prompt, &sampling, samples, &mut show)?;
+        generate(&source(&args.source), &prompt, &sampling, args.sampling.seed, samples, &mut show)?;
     if !templated && matches!(prompt, Prompt::Message(_)) {
         say("the model has no chat template: the text was continued as it is");
     }

@@ -1,177 +1,218 @@
-//! Sampling: batched decoding over caches, with one random stream a request.
+//! Sampling: requests in, completions out, many decoded side by side over pages of keys and values that they share.
 //!
-//! Invariants: a request's tokens do not depend on what else is in the batch (kernels are batch-invariant and streams
-//! are its own); a prompt that several requests share is computed once; log-probabilities come from the code that the
-//! trainer uses, so they are equal to the bit.
+//! 1. `share` finds beginnings that prompts have in common. 2. `queue` hands jobs to workers while memory lasts.
+//! 3. `worker` decodes: one step advances all its sequences, and prompts are read in chunks beside them. 4. `sampling`
+//! draws tokens, `choice` holds an answer to a list, `stop` finds its end.
+//!
+//! Invariants: a request's answer is a function of its prompt, settings and random stream; nothing else (what is beside
+//! it, order, threads, sharing, chunks) changes a bit, for kernels are batch-invariant and streams are its own.
+//! Log-probabilities come from the code that the trainer uses, so they are equal to the bit.
+
+pub mod choice;
+mod queue;
+pub mod sampling;
+mod share;
+mod stop;
+mod worker;
+
+use std::sync::Arc;
 
 use actloom_engine::op::OpError;
 
-use crate::model::{Model, Sequence, failed};
-use crate::nn::cpu::rows::row_stats;
-use crate::nn::cpu::simd::exp;
+use self::queue::Queue;
+use crate::model::{Model, Sequence};
+use crate::nn::Kernels;
 use crate::rng::Rng;
+use crate::text::Text;
+
+pub use self::choice::Choice;
+pub use self::sampling::Sampling;
+pub use self::stop::Watch;
 
 /// One thing to be continued.
 pub struct Request {
-    /// What the model has seen already; its cache goes on.
-    pub sequence: Sequence,
-    /// Tokens to feed before the first sample; at least one.
-    pub feed: Vec<u32>,
-    /// 0 takes the likeliest token (the lowest id of equals).
-    pub temperature: f32,
-    pub max_tokens: usize,
-    /// Answers to be held to, as token ids with their end token; empty means free.
-    pub allowed: Vec<Vec<u32>>,
+    /// All that is said before the answer, at least one token.
+    pub prompt: Vec<u32>,
+    /// A sequence that has seen a beginning of the prompt, such as that of the last completion of a conversation: what it
+    /// has in common with the prompt is not computed again.
+    pub from: Option<Sequence>,
+    pub sampling: Sampling,
+    /// Answers to be held to; `None`: free.
+    pub choice: Option<Arc<Choice>>,
     pub rng: Rng,
+}
+
+impl Request {
+    /// A free answer to a prompt.
+    pub fn new(prompt: impl Into<Vec<u32>>, sampling: Sampling, rng: Rng) -> Self {
+        Request { prompt: prompt.into(), from: None, sampling, choice: None, rng }
+    }
+}
+
+/// Why an answer is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// One of the model's end tokens or of `stop_ids`; it is the last id and not in the text.
+    End,
+    /// A text of `stop`; the text ends before it, the ids are those sampled.
+    StopString,
+    /// `max_tokens` were said.
+    Length,
+    /// The model takes no longer sequence.
+    Context,
 }
 
 /// What became of a request.
 pub struct Completion {
-    /// The cache after everything but the last sampled token.
+    /// Prompt and answer but for the last sampled token, to go on from.
     pub sequence: Sequence,
     /// Sampled tokens, the end token included if it was reached.
     pub ids: Vec<u32>,
     /// Log-probability of each, under the distribution it was drawn from.
     pub logps: Vec<f32>,
+    /// Log-probability of each under the model's whole distribution at temperature 1.
+    pub full_logps: Vec<f32>,
+    /// The answer without end token and stop string. Special tokens stay in it.
+    pub text: String,
+    pub finish: Finish,
+}
+
+impl Completion {
     /// An end token was reached.
-    pub ended: bool,
+    pub fn ended(&self) -> bool {
+        self.finish == Finish::End
+    }
+}
+
+/// What sampling has to know of a tokenizer.
+pub trait Tokens: Sync {
+    /// Any of these ends an answer.
+    fn eos(&self) -> &[u32];
+
+    /// The text of token ids, special tokens included.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    fn decode(&self, ids: &[u32]) -> Result<String, OpError>;
+}
+
+impl Tokens for Text {
+    fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, OpError> {
+        Text::decode(self, ids)
+    }
 }
 
 /// Largest number of requests that decode side by side.
 pub const BATCH: usize = 96;
 
-/// A token drawn from softmax(logits / temperature), and its log-probability.
-pub fn draw(logits: &[f32], temperature: f32, rng: &mut Rng) -> (u32, f32) {
-    if temperature == 0.0 {
-        let mut best = 0;
-        for (i, z) in logits.iter().enumerate() {
-            if *z > logits[best] {
-                best = i;
-            }
-        }
-        return (best as u32, row_stats(logits, best, 1.0).logp);
-    }
-    let scale = 1.0 / temperature;
-    let lse = row_stats(logits, 0, temperature).lse;
-    let mut left = rng.uniform();
-    let mut chosen = 0;
-    for (i, z) in logits.iter().enumerate() {
-        let p = f64::from(exp(z * scale - lse));
-        if p > 0.0 {
-            chosen = i;
-            left -= p;
-            if left < 0.0 {
-                break;
-            }
-        }
-    }
-    (chosen as u32, row_stats(logits, chosen, temperature).logp)
+/// How much is done at once. None of it changes a result.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of keys and values; a request that needs more runs alone.
+    pub memory: usize,
+    /// Sequences that decode side by side.
+    pub rows: usize,
+    /// Tokens of a step, prompts and answers together.
+    pub chunk: usize,
+    /// Beginnings of so many tokens are computed once for all prompts that have them; `None`: never.
+    pub share: Option<usize>,
+    /// Threads that decode on their own; `None`: as many as pay.
+    pub workers: Option<usize>,
 }
 
-/// Puts every token that cannot lead to an allowed answer out of reach.
-pub fn hold(logits: &mut [f32], said: &[u32], allowed: &[Vec<u32>]) {
-    let mut open: Vec<u32> =
-        allowed.iter().filter(|a| a.len() > said.len() && a.starts_with(said)).map(|a| a[said.len()]).collect();
-    open.sort_unstable();
-    let mut next = open.iter().peekable();
-    for (id, z) in logits.iter_mut().enumerate() {
-        while next.next_if(|n| (**n as usize) < id).is_some() {}
-        if next.peek().is_none_or(|n| **n as usize != id) {
-            *z = f32::NEG_INFINITY;
-        }
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { memory: 4 << 30, rows: BATCH, chunk: 256, share: Some(16), workers: None }
     }
 }
 
 /// Completes every request; the order of the answers is that of the requests. `stopping` ends early with `Interrupted`.
 ///
 /// # Errors
-/// The model's, and `Interrupted`.
+/// The model's, settings and prompts that mean nothing, and `Interrupted`.
 pub fn complete(
     model: &Model,
-    eos: &[u32],
+    tokens: &dyn Tokens,
     requests: Vec<Request>,
     stopping: &dyn Fn() -> bool,
 ) -> Result<Vec<Completion>, OpError> {
-    struct Active {
-        index: usize,
-        request: Request,
-        ids: Vec<u32>,
-        logps: Vec<f32>,
-    }
-    let _span = tracing::debug_span!("complete", requests = requests.len()).entered();
-    let mut done: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
-    let mut waiting = requests.into_iter().enumerate();
-    let mut active: Vec<Active> = Vec::new();
-    loop {
-        while active.len() < BATCH
-            && let Some((index, request)) = waiting.next()
-        {
-            active.push(Active { index, request, ids: Vec::new(), logps: Vec::new() });
-        }
-        if active.is_empty() {
-            break;
-        }
-        if stopping() {
-            return Err(OpError::Interrupted);
-        }
-        let mut batch: Vec<_> =
-            active.iter_mut().map(|a| (&mut a.request.sequence, a.request.feed.as_slice())).collect();
-        let mut logits = model.extend(&mut batch).and_then(|z| z.to_vec2::<f32>()).map_err(failed)?;
-        for (a, z) in active.iter_mut().zip(&mut logits) {
-            if !a.request.allowed.is_empty() {
-                hold(z, &a.ids, &a.request.allowed);
-            }
-            let (id, logp) = draw(z, a.request.temperature, &mut a.request.rng);
-            a.ids.push(id);
-            a.logps.push(logp);
-            a.request.feed = vec![id];
-        }
-        let mut i = 0;
-        while i < active.len() {
-            let a = &active[i];
-            let ended = a.ids.last().is_some_and(|id| eos.contains(id));
-            let full = a.request.sequence.len() + 1 >= model.config.max_positions;
-            if ended || full || a.ids.len() >= a.request.max_tokens {
-                let a = active.remove(i);
-                done[a.index] = Some(Completion { sequence: a.request.sequence, ids: a.ids, logps: a.logps, ended });
-            } else {
-                i += 1;
-            }
-        }
-    }
-    Ok(done.into_iter().flatten().collect())
+    complete_within(model, tokens, requests, &Limits::default(), stopping)
 }
 
-/// The cache after a prompt but for its last token, and that token: what several requests start from.
+/// [`complete`] within other limits.
 ///
 /// # Errors
-/// The model's.
-pub fn prefill(model: &Model, prompt: &[u32]) -> Result<(Sequence, Vec<u32>), OpError> {
-    let mut sequence = model.sequence();
-    let Some((last, head)) = prompt.split_last() else { return Err(OpError::failed("the prompt has no token")) };
-    if !head.is_empty() {
-        model.extend(&mut [(&mut sequence, head)]).map_err(failed)?;
+/// As [`complete`].
+pub fn complete_within(
+    model: &Model,
+    tokens: &dyn Tokens,
+    mut requests: Vec<Request>,
+    limits: &Limits,
+    stopping: &dyn Fn() -> bool,
+) -> Result<Vec<Completion>, OpError> {
+    let _span = tracing::debug_span!("complete", requests = requests.len()).entered();
+    if requests.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok((sequence, vec![*last]))
+    for request in &requests {
+        check(model, request)?;
+    }
+    let prompts: Vec<Vec<u32>> = requests.iter_mut().map(|r| std::mem::take(&mut r.prompt)).collect();
+    let fresh = requests.iter().zip(&prompts).map(|(r, p)| r.from.is_none().then_some(p.as_slice()));
+    let plan = share::plan(&fresh.collect::<Vec<_>>(), limits.share.unwrap_or(usize::MAX));
+    let workers = limits.workers.unwrap_or_else(|| workers(model, requests.len())).max(1);
+    let rows = limits.rows.min(requests.len()).div_ceil(workers).max(1);
+    let queue = Queue::new(model, requests, prompts, plan, limits.memory);
+    if workers == 1 {
+        worker::work(&queue, tokens, rows, limits.chunk, Some(stopping));
+        return queue.finish();
+    }
+    // a worker's kernels run on its own thread: two workers never wait for each other within a step
+    let pools = (0..workers)
+        .map(|_| rayon::ThreadPoolBuilder::new().num_threads(1).build())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| OpError::failed(format!("cannot start a thread for sampling: {e}")))?;
+    std::thread::scope(|scope| {
+        for pool in &pools {
+            let (enlisted, queue) = (queue.enlist(), &queue);
+            scope.spawn(move || {
+                let _enlisted = enlisted;
+                pool.install(|| worker::work(queue, tokens, rows, limits.chunk, None));
+            });
+        }
+        queue.watch(stopping);
+    });
+    queue.finish()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn draws_follow_the_distribution_and_held_tokens_never_come() {
-        let mut rng = Rng::new(5, 0);
-        let mut counts = [0u32; 4];
-        for _ in 0..8000 {
-            let mut z = vec![0.0, 1.0, 5.0, 2.0];
-            hold(&mut z, &[9], &[vec![9, 1], vec![9, 3], vec![8, 2]]);
-            counts[draw(&z, 1.0, &mut rng).0 as usize] += 1;
-        }
-        assert_eq!((counts[0], counts[2]), (0, 0));
-        let share = f64::from(counts[3]) / 8000.0;
-        let want = 1.0 / (1.0 + (-1.0f64).exp());
-        assert!((share - want).abs() < 0.02, "{share}, expected {want}");
-        assert_eq!(draw(&[1.0, 3.0, 3.0], 0.0, &mut rng).0, 1);
+/// Refuses a request that cannot be answered.
+fn check(model: &Model, request: &Request) -> Result<(), OpError> {
+    request.sampling.check()?;
+    if request.prompt.is_empty() {
+        return Err(OpError::failed("the prompt has no token"));
     }
+    let vocabulary = model.config.vocab_size;
+    match &request.choice {
+        Some(choice) if choice.largest() as usize >= vocabulary => Err(OpError::failed(format!(
+            "an allowed answer has the token id {}, expected one below the vocabulary's size {vocabulary}",
+            choice.largest()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Threads that pay: rows are divided among them, and each reads all weights in every step.
+fn workers(model: &Model, requests: usize) -> usize {
+    /// Weights that stay in the caches: a few rows are enough to be worth reading them.
+    const CACHED: usize = 32 << 20;
+    if model.kernels != Kernels::Cpu {
+        return 1;
+    }
+    let weights: usize = model.params().into_iter().map(|p| p.value.elem_count() * size_of::<f32>()).sum();
+    let rows = if weights <= CACHED { 4 } else { 24 };
+    (requests / rows).clamp(1, rayon::current_num_threads())
 }

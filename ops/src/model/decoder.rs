@@ -5,17 +5,16 @@
 //! 3. `train` is both with the head between them.
 //! 4. `extend` is the same forward over caches, for sampling.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use actloom_engine::op::OpError;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::Config;
 use super::failed;
-use crate::nn::block::{Attention, Block, Mlp, Rows, Saved};
-use crate::nn::kernel::{self, Cache, Kernels, RopeTable};
+use crate::nn::block::{Attention, Block, Mlp, Rows, Saved, Want};
+use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
 use crate::nn::layer::{self, Embedding, Linear, Param, Project, RmsNorm, TokenStats};
 use crate::nn::{Heads, Packing};
 use crate::rng::Rng;
@@ -28,21 +27,45 @@ pub struct Target {
 }
 
 /// Keys and values of one sequence, all layers.
+///
+/// A clone shares them: sequences with a common beginning hold it once, and each goes on alone.
 #[derive(Clone)]
 pub struct Sequence {
     layers: Vec<Cache>,
-    len: usize,
+    ids: Vec<u32>,
 }
 
 impl Sequence {
     /// Tokens seen so far.
     pub fn len(&self) -> usize {
-        self.len
+        self.ids.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.ids.is_empty()
     }
+
+    /// The tokens seen so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Forgets all but the first `len` tokens.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.ids.truncate(len);
+        self.layers.iter_mut().try_for_each(|c| c.truncate(len))
+    }
+}
+
+/// What one sequence takes part with in [`Model::advance`].
+pub struct Step<'a> {
+    pub sequence: &'a mut Sequence,
+    pub new: &'a [u32],
+    /// Logits after the last new token are wanted.
+    pub logits: bool,
 }
 
 /// What the backward of a block starts from.
@@ -67,7 +90,7 @@ pub struct Model {
     /// `None` where the embedding is the head.
     head: Option<Linear>,
     /// Rotary tables: of full layers, of sliding layers where they differ.
-    ropes: RefCell<Vec<RopeTable>>,
+    ropes: RwLock<Vec<RopeTable>>,
 }
 
 impl Model {
@@ -169,7 +192,7 @@ impl Model {
             kernels: Kernels::of(device),
             device: device.clone(),
             recompute: false,
-            ropes: RefCell::new(ropes),
+            ropes: RwLock::new(ropes),
             config,
         })
     }
@@ -250,7 +273,11 @@ impl Model {
         if positions > self.config.max_positions {
             candle_core::bail!("a sequence of {positions} tokens, the model takes {}", self.config.max_positions);
         }
-        self.ropes.borrow_mut().iter_mut().for_each(|table| table.reserve(positions));
+        let have = |tables: &[RopeTable]| tables.iter().all(|t| t.positions() >= positions);
+        if !have(&self.ropes.read().unwrap_or_else(PoisonError::into_inner)) {
+            let mut tables = self.ropes.write().unwrap_or_else(PoisonError::into_inner);
+            tables.iter_mut().for_each(|table| table.reserve(positions));
+        }
         Ok(())
     }
 
@@ -268,7 +295,7 @@ impl Model {
     fn forward(&self, ids: &[u32], packing: &Packing, keep: bool) -> Result<(Tensor, Vec<Kept>)> {
         let positions = packing.positions();
         self.check_row(ids, positions.iter().max().map_or(0, |p| *p as usize + 1))?;
-        let ropes = self.ropes.borrow();
+        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
         let rows = Rows { kernels: self.kernels, positions, ropes: &ropes };
         let lowest = if keep { self.lowest() } else { self.blocks.len() };
         let mut kept = Vec::new();
@@ -276,7 +303,8 @@ impl Model {
         for (i, b) in self.blocks.iter().enumerate() {
             // an adapter that drops entries does so in the forward that is thrown away, too
             let train = i >= lowest;
-            let (y, saved) = b.forward(rows, &x, train, |q, k, v| {
+            let want = if train { Want::Saved } else { Want::Only(None) };
+            let (y, saved) = b.forward(rows, &x, want, |q, k, v| {
                 let (out, stats) = kernel::attention(self.kernels, q, k, v, packing, b.attention.heads)?;
                 Ok((out, Some(stats)))
             })?;
@@ -293,13 +321,13 @@ impl Model {
     /// Gradients of all parameters below the final norm, given d objective / d hidden.
     fn backward(&mut self, mut dx: Tensor, ids: &[u32], packing: &Packing, mut kept: Vec<Kept>) -> Result<()> {
         let (kernels, lowest) = (self.kernels, self.lowest());
-        let ropes = self.ropes.borrow();
+        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
         let rows = Rows { kernels, positions: packing.positions(), ropes: &ropes };
         for b in self.blocks[lowest..].iter_mut().rev() {
             let saved = match kept.pop() {
                 Some(Kept::Rows(saved)) => *saved,
                 Some(Kept::Input(x)) => {
-                    let (_, saved) = b.forward(rows, &x, true, |q, k, v| {
+                    let (_, saved) = b.forward(rows, &x, Want::Saved, |q, k, v| {
                         let (out, stats) = kernel::attention(kernels, q, k, v, packing, b.attention.heads)?;
                         Ok((out, Some(stats)))
                     })?;
@@ -390,7 +418,17 @@ impl Model {
 
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels); self.config.layers], len: 0 }
+        self.sequence_in(&Arc::default())
+    }
+
+    /// An empty sequence that takes its memory from `pool`.
+    pub fn sequence_in(&self, pool: &Arc<Pool>) -> Sequence {
+        Sequence { layers: vec![Cache::new(self.kernels, pool); self.config.layers], ids: Vec::new() }
+    }
+
+    /// Bytes of keys and values of one token.
+    pub fn token_bytes(&self) -> usize {
+        self.config.layers * self.config.kv_heads * self.config.head_dim * 2 * size_of::<f32>()
     }
 
     /// Appends tokens to each sequence and returns the logits (sequences, v) after each one's last.
@@ -401,33 +439,55 @@ impl Model {
     /// # Panics
     /// When a sequence is extended by nothing: a bug in the caller.
     pub fn extend(&self, batch: &mut [(&mut Sequence, &[u32])]) -> Result<Tensor> {
+        let steps = batch.iter_mut().map(|(sequence, new)| Step { sequence, new, logits: true }).collect();
+        self.advance(steps)
+    }
+
+    /// Appends tokens to sequences and returns the logits (m, v) after the last token of each of the m that want them.
+    /// What only they need, the last layer and the head, is computed for them alone.
+    ///
+    /// # Errors
+    /// As [`Model::train`].
+    ///
+    /// # Panics
+    /// When a sequence is extended by nothing: a bug in the caller.
+    pub fn advance(&self, mut steps: Vec<Step<'_>>) -> Result<Tensor> {
         let kn = self.kernels;
-        let mut ids = Vec::new();
-        let mut positions = Vec::new();
-        let mut rows: Vec<Range<usize>> = Vec::new();
-        for (sequence, new) in batch.iter() {
-            assert!(!new.is_empty(), "BUG: a sequence was extended by no token");
-            rows.push(ids.len()..ids.len() + new.len());
-            self.check_row(new, sequence.len + new.len())?;
-            positions.extend((sequence.len..sequence.len + new.len()).map(|p| p as u32));
-            ids.extend_from_slice(new);
+        let (mut ids, mut positions): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+        let mut last = Vec::new();
+        for step in &steps {
+            assert!(!step.new.is_empty(), "BUG: a sequence was extended by no token");
+            let have = step.sequence.len();
+            self.check_row(step.new, have + step.new.len())?;
+            positions.extend((have..have + step.new.len()).map(|p| p as u32));
+            ids.extend_from_slice(step.new);
+            if step.logits {
+                last.push(ids.len() as u32 - 1);
+            }
         }
-        let ropes = self.ropes.borrow();
-        let shared = Rows { kernels: kn, positions: &positions, ropes: &ropes };
-        let mut x = self.embed.forward(kn, &ids)?;
+        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
+        let rows = Rows { kernels: kn, positions: &positions, ropes: &ropes };
+        let mut x = self.embed.forward(kn, &ids)?; // (n, hidden)
         for (i, b) in self.blocks.iter().enumerate() {
-            let mut parts: Vec<_> =
-                batch.iter_mut().zip(&rows).map(|((s, _), r)| (&mut s.layers[i], r.clone())).collect();
+            // nobody looks at the other rows behind the last block's keys and values
+            let only = (i + 1 == self.blocks.len()).then_some(last.as_slice());
+            let mut from = 0;
+            let parts = steps.iter_mut().map(|s| {
+                let rows = from..from + s.new.len();
+                from = rows.end;
+                let queries = if only.is_some() { usize::from(s.logits) } else { rows.len() };
+                CachedPart { cache: &mut s.sequence.layers[i], rows, queries }
+            });
+            let parts = parts.collect();
             let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
-                Ok((kernel::cached_attention(q, k, v, &mut parts, b.attention.heads)?, None))
+                Ok((kernel::cached_attention(q, k, v, parts, b.attention.heads)?, None))
             };
-            x = b.forward(shared, &x, false, attend)?.0;
+            x = b.forward(rows, &x, Want::Only(only), attend)?.0;
         }
-        for (sequence, new) in batch.iter_mut() {
-            sequence.len += new.len();
+        for step in &mut steps {
+            step.sequence.ids.extend_from_slice(step.new);
         }
-        let last: Vec<u32> = rows.iter().map(|r| r.end as u32 - 1).collect();
-        let (h, _) = self.norm.forward(kn, &layer::select_rows(&x, &last)?)?;
+        let (h, _) = self.norm.forward(kn, &x)?;
         self.head().forward(kn, &h)
     }
 }

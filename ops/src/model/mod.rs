@@ -10,7 +10,7 @@ pub mod lora;
 pub mod rope;
 
 pub use config::Config;
-pub use decoder::{Model, Sequence, Target};
+pub use decoder::{Model, Sequence, Step, Target};
 pub use family::{FAMILIES, Family};
 pub use io::{
     Entry, FloatType, Format, Stored, TOKENIZER_FILE, TensorWriter, copy_text_files, encode, list_file, list_tensors,

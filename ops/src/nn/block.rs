@@ -4,10 +4,12 @@
 //! is a function given to it. What the backward can make again from what is kept (norms, rotations, activations) is
 //! made again, by the same kernels and to the same bits.
 
+use std::borrow::Cow;
+
 use candle_core::{Result, Tensor};
 
 use super::kernel::{self, Kernels, RopeTable};
-use super::layer::{Linear, Param, Project, RmsNorm};
+use super::layer::{Linear, Param, Project, RmsNorm, select_rows};
 use super::{Heads, Packing};
 
 /// Self-attention with rotary positions, grouped queries and, in some families, norms of queries and keys.
@@ -71,6 +73,15 @@ pub struct Saved {
     after: Option<(Tensor, Tensor)>,
 }
 
+/// What a forward is for.
+#[derive(Clone, Copy)]
+pub enum Want<'a> {
+    /// The output, and what the backward needs.
+    Saved,
+    /// The output of these rows, or of all. Keys and values are made of all in any case.
+    Only(Option<&'a [u32]>),
+}
+
 /// What the rows of a forward share.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
@@ -83,19 +94,29 @@ pub struct Rows<'a> {
 type Roots = Option<(Tensor, Tensor)>;
 
 impl Attention {
-    /// Queries and keys with norm and rotation, and the norms' roots. What comes in is left as it is.
-    fn place(&self, r: Rows<'_>, q: &Tensor, k: &Tensor) -> Result<(Tensor, Tensor, Roots)> {
-        let (q, k, roots) = match &self.norms {
-            Some((qn, kn)) => {
-                let ((q, rq), (k, rk)) = (qn.forward(r.kernels, q)?, kn.forward(r.kernels, k)?);
-                (q, k, Some((rq, rk)))
-            }
-            None => (q.copy()?, k.copy()?, None), // rotation is in place
+    /// Queries with norm and rotation, and the norm's root. What comes in is left as it is.
+    fn place_q(&self, r: Rows<'_>, positions: &[u32], q: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        self.place(r, positions, q, self.norms.as_ref().map(|(norm, _)| norm), self.heads.h)
+    }
+
+    /// As [`Attention::place_q`], keys.
+    fn place_k(&self, r: Rows<'_>, k: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        self.place(r, r.positions, k, self.norms.as_ref().map(|(_, norm)| norm), self.heads.hk)
+    }
+
+    fn place(
+        &self,
+        r: Rows<'_>,
+        positions: &[u32],
+        x: &Tensor,
+        norm: Option<&RmsNorm>,
+        heads: usize,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (x, root) = match norm {
+            Some(norm) => norm.forward(r.kernels, x).map(|(x, root)| (x, Some(root)))?,
+            None => (x.copy()?, None), // rotation is in place
         };
-        let rope = &r.ropes[self.rope];
-        let q = kernel::rope(r.kernels, q, self.heads.h, rope, r.positions, 1.0)?;
-        let k = kernel::rope(r.kernels, k, self.heads.hk, rope, r.positions, 1.0)?;
-        Ok((q, k, roots))
+        Ok((kernel::rope(r.kernels, x, heads, &r.ropes[self.rope], positions, 1.0)?, root))
     }
 
     /// The way back of [`Attention::place`].
@@ -139,27 +160,38 @@ fn normed_before(kn: Kernels, place: NormPlace, norm: &RmsNorm, x: &Tensor) -> R
 
 impl Block {
     /// Output of the block for rows x (n, hidden). `attend(q, k, v)` gives the output of attention and its softmax
-    /// statistics; with `keep`, what the backward needs comes back too.
+    /// statistics.
     pub fn forward(
         &self,
         r: Rows<'_>,
         x: &Tensor,
-        keep: bool,
+        want: Want<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<(Tensor, Option<Tensor>)>,
     ) -> Result<(Tensor, Option<Saved>)> {
         let kn = r.kernels;
+        let (keep, only) = match want {
+            Want::Saved => (true, None),
+            Want::Only(rows) => (false, rows),
+        };
         let linear = |l: &Linear, x: &Tensor| if keep { l.forward_train(kn, x) } else { l.forward(kn, x) };
         // 1. x + attention
         let a = &self.attention;
-        let (h, root) = normed_before(kn, self.place, &self.attention_norm, x)?;
-        let (q0, k0, v) = (linear(&a.q, &h)?, linear(&a.k, &h)?, linear(&a.v, &h)?);
+        let (mut h, root) = normed_before(kn, self.place, &self.attention_norm, x)?;
+        let (k0, v) = (linear(&a.k, &h)?, linear(&a.v, &h)?);
+        let (k, rk) = a.place_k(r, &k0)?;
+        let (mut x, mut positions) = (x.clone(), Cow::Borrowed(r.positions));
+        if let Some(only) = only {
+            (x, h) = (select_rows(&x, only)?, select_rows(&h, only)?);
+            positions = only.iter().map(|row| r.positions[*row as usize]).collect();
+        }
+        let q0 = linear(&a.q, &h)?;
         drop(h);
-        let (q, k, roots) = a.place(r, &q0, &k0)?;
+        let (q, rq) = a.place_q(r, &positions, &q0)?;
         let (attended, stats) = attend(&q, &k, &v)?;
         drop((q, k));
         let y = linear(&a.o, &attended)?;
         let (mut mid, root1, after1) = normed_after(kn, self.place, &self.attention_norm, y, root)?;
-        kernel::add_into(kn, &mut mid, x)?;
+        kernel::add_into(kn, &mut mid, &x)?;
         // 2. mid + MLP
         let m = &self.mlp;
         let (h, root) = normed_before(kn, self.place, &self.mlp_norm, &mid)?;
@@ -175,8 +207,7 @@ impl Block {
             panic!("BUG: rows are kept but attention gave no statistics")
         };
         let norm_roots = (r1, r2);
-        let after = after1.zip(after2);
-        let x = x.clone();
+        let (after, roots) = (after1.zip(after2), rq.zip(rk));
         Ok((out, Some(Saved { x, q: q0, k: k0, roots, v, stats, attended, mid, gate, up, norm_roots, after })))
     }
 
@@ -206,7 +237,7 @@ impl Block {
         };
         let a = &mut self.attention;
         let dattended = a.o.backward(kn, &do_, &s.attended)?;
-        let (q, k, _) = a.place(r, &s.q, &s.k)?;
+        let ((q, _), (k, _)) = (a.place_q(r, r.positions, &s.q)?, a.place_k(r, &s.k)?);
         let (dq, dk, dv) = kernel::attention_backward(kn, &dattended, &q, &k, &s.v, &s.stats, packing, a.heads)?;
         drop((q, k, dattended, do_));
         let (dq, dk) = a.place_backward(r, dq, dk, &s)?;

@@ -3,16 +3,18 @@
 //! Invariant: both make the same function; `Kernels` is chosen once per model and never changes silently.
 
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 use super::cpu::attention::Heads;
-use super::cpu::cache::{self, LayerCache};
+use super::cpu::cache::{self, LayerCache, Scratch};
 use super::cpu::matmul::{Lhs, Packed, matmul};
 use super::cpu::{packed, rows};
 use super::packing::Packing;
 use super::plain;
 
+pub use super::cpu::cache::Pool;
 pub use super::cpu::rows::AdamStep;
 
 /// Which implementation runs.
@@ -257,9 +259,14 @@ impl RopeTable {
         RopeTable { frequencies, scale, cos: Vec::new(), sin: Vec::new() }
     }
 
+    /// Positions that the table has.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.frequencies.len()
+    }
+
     /// Makes the table long enough for every position below `positions`.
     pub fn reserve(&mut self, positions: usize) {
-        let have = self.cos.len() / self.frequencies.len();
+        let have = self.positions();
         for p in have..positions.max(have).next_multiple_of(64) {
             for frequency in &self.frequencies {
                 let angle = f64::from(p as f32 * frequency);
@@ -375,7 +382,7 @@ pub fn attention_backward(
     }
 }
 
-/// Keys and values of one sequence in one layer.
+/// Keys and values of one sequence in one layer. A clone copies none of them.
 #[derive(Clone)]
 pub enum Cache {
     Cpu(LayerCache),
@@ -384,62 +391,90 @@ pub enum Cache {
 }
 
 impl Cache {
-    pub fn new(kernels: Kernels) -> Self {
+    pub fn new(kernels: Kernels, pool: &Arc<Pool>) -> Self {
         match kernels {
-            Kernels::Cpu => Cache::Cpu(LayerCache::default()),
+            Kernels::Cpu => Cache::Cpu(LayerCache::new(pool.clone())),
             Kernels::Plain => Cache::Plain(None),
         }
     }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        match self {
+            Cache::Cpu(cache) => cache.truncate(len),
+            Cache::Plain(Some((k, v))) if k.dim(0)? > len => {
+                (*k, *v) = (k.narrow(0, 0, len)?.contiguous()?, v.narrow(0, 0, len)?.contiguous()?);
+            }
+            Cache::Plain(_) => {}
+        }
+        Ok(())
+    }
 }
 
-/// Appends the rows `rows` of k and v to each sequence's cache and lets its queries attend; `parts` gives (cache, rows).
+/// One sequence's part of [`cached_attention`].
+pub struct CachedPart<'a> {
+    pub cache: &'a mut Cache,
+    /// Rows of k and v that are appended.
+    pub rows: Range<usize>,
+    /// So many of its last tokens attend: the next rows of q.
+    pub queries: usize,
+}
+
+/// Appends rows of k and v to each sequence's cache and lets its last tokens attend: (queries of all parts, h d).
 pub fn cached_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    parts: &mut [(&mut Cache, Range<usize>)],
+    parts: Vec<CachedPart<'_>>,
     heads: Heads,
 ) -> Result<Tensor> {
     let (n, width) = q.dims2()?;
     let kv = heads.hk * heads.d;
-    if parts.iter().all(|(c, _)| matches!(c, Cache::Cpu(_))) {
+    if parts.iter().all(|p| matches!(p.cache, Cache::Cpu(_))) {
         use rayon::prelude::*;
         let (q, k, v) = (view(q)?, view(k)?, view(v)?);
-        let (q, k, v) = (&*q, &*k, &*v);
+        let (mut q, k, v) = (&*q, &*k, &*v);
         let mut out = vec![0f32; n * width];
         let mut rest = out.as_mut_slice();
         let mut jobs = Vec::with_capacity(parts.len());
-        for (cache, rows) in parts.iter_mut() {
-            let (mine, tail) = std::mem::take(&mut rest).split_at_mut(rows.len() * width);
-            rest = tail;
-            if let Cache::Cpu(cache) = &mut **cache {
-                jobs.push((cache, rows.clone(), mine));
+        for CachedPart { cache, rows, queries } in parts {
+            let (mine, tail) = std::mem::take(&mut rest).split_at_mut(queries * width);
+            let (asks, others) = q.split_at(queries * width);
+            (rest, q) = (tail, others);
+            if let Cache::Cpu(cache) = cache {
+                jobs.push((cache, rows, asks, mine));
             }
         }
-        let work: usize = jobs.iter().map(|(c, r, _)| r.len() * (c.len() + r.len() / 2 + 1) * width).sum();
-        let one = |(cache, rows, out): (&mut LayerCache, Range<usize>, &mut [f32])| {
+        let work: usize = jobs.iter().map(|(c, _, q, _)| q.len() * (c.len() + 1)).sum();
+        type Job<'a> = (&'a mut LayerCache, Range<usize>, &'a [f32], &'a mut [f32]);
+        let one = |scratch: &mut Scratch, (cache, rows, q, out): Job<'_>| {
             cache.append(&k[rows.start * kv..rows.end * kv], &v[rows.start * kv..rows.end * kv], heads);
-            cache::cached(&q[rows.start * width..rows.end * width], cache, heads, out);
+            cache::cached(q, cache, heads, scratch, out);
         };
-        if work < 1 << 19 {
-            jobs.into_iter().for_each(one)
+        if work < 1 << 21 || rayon::current_num_threads() == 1 {
+            let mut scratch = Scratch::default();
+            jobs.into_iter().for_each(|job| one(&mut scratch, job));
         } else {
-            jobs.into_par_iter().for_each(one)
+            jobs.into_par_iter().for_each_init(Scratch::default, one);
         }
         return tensor(out, (n, width));
     }
     let mut outs = Vec::with_capacity(parts.len());
-    for (cache, rows) in parts.iter_mut() {
-        let Cache::Plain(cache) = &mut **cache else { bail!("a batch mixes caches of two kinds") };
+    let mut at = 0;
+    for CachedPart { cache, rows, queries } in parts {
+        let Cache::Plain(cache) = cache else { bail!("a batch mixes caches of two kinds") };
         let (new_k, new_v) = (k.narrow(0, rows.start, rows.len())?, v.narrow(0, rows.start, rows.len())?);
         let (k, v) = match cache.take() {
             Some((k, v)) => (Tensor::cat(&[&k, &new_k], 0)?, Tensor::cat(&[&v, &new_v], 0)?),
             None => (new_k.contiguous()?, new_v.contiguous()?),
         };
-        outs.push(plain::cached(&q.narrow(0, rows.start, rows.len())?, &k, &v, heads)?);
+        if queries > 0 {
+            outs.push(plain::cached(&q.narrow(0, at, queries)?, &k, &v, heads)?);
+        }
+        at += queries;
         *cache = Some((k, v));
     }
-    Tensor::cat(&outs, 0)
+    if outs.is_empty() { Ok(q.clone()) } else { Tensor::cat(&outs, 0) }
 }
 
 /// Rows `ids` of a table, (n, width).

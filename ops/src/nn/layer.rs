@@ -4,7 +4,7 @@
 //! refuses a trainable parameter that was not. A low-rank adapter changes the weight that products use, not how they
 //! are made: `W' = W + scale B A` is formed once per update, so the sampler and the trainer see the same weights.
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -23,26 +23,24 @@ pub struct Param {
     ready: Ready,
 }
 
-/// A weight prepared for products, and the versions it was made from.
+/// A weight prepared for products, and the versions it was made from. Threads that come at once wait for the one that
+/// makes it.
 #[derive(Default)]
-struct Ready(RefCell<Option<([u64; 3], Weight)>>);
+struct Ready(Mutex<Option<([u64; 3], Arc<Weight>)>>);
 
 impl Ready {
-    fn with<R>(
-        &self,
-        versions: [u64; 3],
-        make: impl FnOnce() -> Result<Weight>,
-        f: impl FnOnce(&Weight) -> Result<R>,
-    ) -> Result<R> {
-        let mut slot = self.0.borrow_mut();
-        if slot.as_ref().is_none_or(|(made, _)| *made != versions) {
-            *slot = None; // the old one's memory first
-            *slot = Some((versions, make()?));
+    fn get(&self, versions: [u64; 3], make: impl FnOnce() -> Result<Weight>) -> Result<Arc<Weight>> {
+        // a thread that panicked here left either nothing or a whole weight
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made, weight)) = &*slot
+            && *made == versions
+        {
+            return Ok(weight.clone());
         }
-        match &*slot {
-            Some((_, weight)) => f(weight),
-            None => panic!("BUG: a prepared weight went missing"),
-        }
+        *slot = None; // the old one's memory first
+        let weight = Arc::new(make()?);
+        *slot = Some((versions, weight.clone()));
+        Ok(weight)
     }
 }
 
@@ -79,7 +77,7 @@ pub trait Project {
 /// The matrix itself, y = x W^T: a tied embedding as head.
 impl Project for Param {
     fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
-        self.ready.with([self.version, 0, 0], || Weight::new(k, &self.value), |w| kernel::linear(x, w))
+        kernel::linear(x, &*self.ready.get([self.version, 0, 0], || Weight::new(k, &self.value))?)
     }
 
     fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
@@ -151,8 +149,7 @@ impl Linear {
         let Some((adapter, dropout)) = self.adapter.as_ref().and_then(|l| Some((l, l.dropout?))) else {
             return self.forward(k, x);
         };
-        let base =
-            self.w.ready.with([self.w.version, 0, 0], || Weight::new(k, &self.w.value), |w| kernel::linear(x, w))?;
+        let base = self.w.forward(k, x)?;
         let low = adapter.a.forward(k, &dropout.apply(x)?)?;
         let y = (base + (adapter.b.forward(k, &low)? * adapter.scale)?)?;
         match &self.b {
@@ -176,7 +173,8 @@ impl Linear {
 
 impl Project for Linear {
     fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
-        let y = self.w.ready.with(self.versions(), || Weight::new(k, &self.merged(k)?), |w| kernel::linear(x, w))?;
+        let weight = self.w.ready.get(self.versions(), || Weight::new(k, &self.merged(k)?))?;
+        let y = kernel::linear(x, &*weight)?;
         match &self.b {
             Some(b) => kernel::add_bias(k, y, &b.value),
             None => Ok(y),

@@ -116,7 +116,7 @@ fn sample(
     lines: &mut Vec<Samples>,
     counts: &mut Counts,
 ) -> Result<(), OpError> {
-    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
+    let sampling = Sampling::plain(p.temperature, p.max_tokens);
     let states: Vec<usize> = (0..episode.turns.len()).collect();
     for some in states.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(some.len() * p.per_state);

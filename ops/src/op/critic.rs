@@ -138,7 +138,7 @@ fn ask(
     first: usize,
     seed: u64,
 ) -> Result<Vec<Outcome>, OpError> {
-    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
+    let sampling = Sampling::plain(p.temperature, p.max_tokens);
     let mut outcomes = Vec::with_capacity(pairs.len());
     for pairs in pairs.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(pairs.len());

@@ -141,7 +141,7 @@ fn play(
     first: usize,
     seed: u64,
 ) -> Result<Vec<Episode>, OpError> {
-    let sampling = Sampling::new(p.temperature as f32, p.max_tokens);
+    let sampling = Sampling::plain(p.temperature, p.max_tokens);
     // 1. start the games
     let mut games = Vec::with_capacity(tasks.len());
     for task in tasks {

@@ -326,7 +326,7 @@ impl Endpoint {
     }
 
     fn body(&self, messages: &[Message], ask: &Ask<'_>, seed: u32) -> Result<Value, OpError> {
-        let Sampling { temperature, max_tokens, top_k, top_p, min_p, stop } = ask.sampling;
+        let Sampling { temperature, max_tokens, top_k, top_p, min_p, stop, stop_ids } = ask.sampling;
         let mut body = Map::new();
         let mut set = |key: &str, value: Value| body.insert(key.to_owned(), value);
         set("model", json!(self.settings.model));
@@ -347,6 +347,9 @@ impl Endpoint {
         }
         if !stop.is_empty() {
             set("stop", json!(stop));
+        }
+        if !stop_ids.is_empty() {
+            set("stop_token_ids", json!(stop_ids));
         }
         if self.settings.logprobs {
             match self.settings.api {
@@ -424,7 +427,8 @@ impl Endpoint {
             self.served.sort();
         }
         // servers report the distribution before temperature and filters
-        let logps = logps.filter(|_| ask.sampling.temperature == 1.0 && ask.sampling.whole() && ask.allowed.is_empty());
+        let logps =
+            logps.filter(|_| ask.sampling.temperature == 1.0 && ask.sampling.is_whole() && ask.allowed.is_empty());
         Ok(Answer { text, ids: None, logps, finish })
     }
 }

@@ -21,10 +21,11 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::Identity;
 use super::local::{Done, Job, Local, Weights};
 use super::quantized::{Quantized, Sequence};
-use super::{Identity, own};
-use crate::infer::{draw, hold};
+use crate::infer::sampling::{Scratch, draw};
+use crate::infer::{Choice, Watch};
 use crate::model::{TOKENIZER_FILE, open_device};
 use crate::text::{Template, Text};
 
@@ -389,6 +390,10 @@ impl Weights for Quantized {
         1
     }
 
+    fn shares(&self) -> bool {
+        false
+    }
+
     fn read(&self, sequence: &mut Sequence, ids: &[u32]) -> Result<(), OpError> {
         self.extend(sequence, ids).map_err(failed)?;
         Ok(())
@@ -401,24 +406,49 @@ impl Weights for Quantized {
         stopping: &dyn Fn() -> bool,
     ) -> Result<Vec<Done<Sequence>>, OpError> {
         let mut all = Vec::with_capacity(jobs.len());
+        let mut scratch = Scratch::default();
         for Job { mut sequence, mut feed, allowed, sampling, mut rng } in jobs {
-            own::check(sampling)?;
-            let (mut ids, mut logps, mut ended) = (Vec::new(), Vec::new(), false);
-            while !ended && ids.len() < sampling.max_tokens && (ids.is_empty() || sequence.len + 1 < self.positions) {
+            sampling.check()?;
+            let choice = match (allowed.is_empty(), text.eos.first()) {
+                (false, Some(end)) => Some(Choice::new(allowed, *end)?),
+                (false, None) => {
+                    return Err(OpError::failed("the file names no end token, which a list of answers needs"));
+                }
+                (true, _) => None,
+            };
+            let mut held = choice.as_ref().map(Choice::start);
+            let (mut ids, mut logps, mut open) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut watch, mut said) = (Watch::default(), None);
+            while ids.len() < sampling.max_tokens && (ids.is_empty() || sequence.len + 1 < self.positions) {
                 if stopping() {
                     return Err(OpError::Interrupted);
                 }
-                let mut logits = self.extend(&mut sequence, &feed).map_err(failed)?;
-                if !allowed.is_empty() {
-                    hold(&mut logits, &ids, &allowed);
+                let logits = self.extend(&mut sequence, &feed).map_err(failed)?;
+                if let (Some(choice), Some(held)) = (&choice, &held) {
+                    choice.next(held, &mut open);
                 }
-                let (id, logp) = draw(&logits, sampling.temperature, &mut rng);
-                ids.push(id);
-                logps.push(logp);
-                ended = text.eos.contains(&id);
-                feed = vec![id];
+                let drawn = draw(&logits, sampling, choice.is_some().then_some(&open), &mut rng, &mut scratch);
+                ids.push(drawn.id);
+                logps.push(drawn.logp);
+                if let (Some(choice), Some(held)) = (&choice, &mut held) {
+                    choice.say(held, drawn.id);
+                }
+                if text.eos.contains(&drawn.id) || sampling.stop_ids.contains(&drawn.id) {
+                    said = Some(text.decode(&ids[..ids.len() - 1])?);
+                } else if !sampling.stop.is_empty() {
+                    said = watch.look(&ids, &sampling.stop, &|ids| text.decode(ids))?;
+                }
+                if said.is_some() {
+                    break;
+                }
+                feed = vec![drawn.id];
             }
-            all.push(Done { sequence, ids, logps, ended });
+            let ended = said.is_some();
+            let text = match said {
+                Some(said) => said,
+                None => text.decode(&ids)?,
+            };
+            all.push(Done { sequence, ids, logps, text, ended });
         }
         Ok(all)
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariants: ids are appended, never made again from text; a conversation that several asks share is read once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actloom_engine::op::OpError;
@@ -29,7 +30,9 @@ pub struct Done<S> {
     /// Sampled tokens, the end token included if it was reached.
     pub ids: Vec<u32>,
     pub logps: Vec<f32>,
-    /// An end token was reached.
+    /// Without end token and stop string.
+    pub text: String,
+    /// An end token or a stop string was reached.
     pub ended: bool,
 }
 
@@ -47,6 +50,9 @@ pub trait Weights {
 
     /// Jobs that are best given at once.
     fn together(&self) -> usize;
+
+    /// Beginnings that jobs have in common are read once without being told.
+    fn shares(&self) -> bool;
 
     /// Reads tokens.
     fn read(&self, sequence: &mut Self::Sequence, ids: &[u32]) -> Result<(), OpError>;
@@ -168,6 +174,7 @@ impl<W: Weights> Local<W> {
     fn some(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError> {
         // 1. what is asked, and of which caches
         let mut jobs = Vec::with_capacity(asks.len());
+        let mut counted = BTreeSet::new();
         for ask in asks {
             let allowed = self.allowed(ask.allowed)?;
             let Some(talk) = self.talks.get_mut(ask.session.0).and_then(Option::as_mut) else {
@@ -179,7 +186,7 @@ impl<W: Weights> Local<W> {
             if talk.feed.is_empty() {
                 return Err(OpError::failed("a conversation without a turn was asked for an answer"));
             }
-            if !ask.keep && talk.feed.len() > 1 {
+            if !ask.keep && talk.feed.len() > 1 && !self.weights.shares() {
                 let (head, last) = talk.feed.split_at(talk.feed.len() - 1);
                 self.weights.read(sequence, head)?;
                 self.cost.read += head.len() as u64;
@@ -191,7 +198,9 @@ impl<W: Weights> Local<W> {
             } else {
                 (sequence.clone(), talk.feed.clone())
             };
-            self.cost.read += feed.len() as u64;
+            if !self.weights.shares() || counted.insert(ask.session.0) {
+                self.cost.read += feed.len() as u64;
+            }
             jobs.push(Job { sequence, feed, allowed, sampling: ask.sampling, rng: ask.rng.clone() });
         }
         // 2. all of them together
@@ -199,8 +208,7 @@ impl<W: Weights> Local<W> {
         // 3. what was said
         let mut answers = Vec::with_capacity(asks.len());
         for (ask, done) in asks.iter().zip(done) {
-            let said = if done.ended { &done.ids[..done.ids.len() - 1] } else { &done.ids[..] };
-            let text = self.text.decode(said)?;
+            let text = done.text;
             self.cost.answers += 1;
             self.cost.sampled += done.ids.len() as u64;
             if ask.keep {

@@ -19,6 +19,8 @@ pub use gguf::Gguf;
 pub use own::Own;
 pub use quantized::Quantized;
 
+pub use crate::infer::Sampling;
+
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -29,35 +31,6 @@ use crate::rng::Rng;
 /// A conversation that a policy holds, with whatever it has computed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session(usize);
-
-/// How an answer is drawn.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Longest answer, in tokens, the end token counted.
-    pub max_tokens: usize,
-    /// Only the likeliest so many tokens; 0 is all.
-    pub top_k: usize,
-    /// Only the likeliest tokens that reach this probability together; 1 is all.
-    pub top_p: f32,
-    /// Only tokens that are at least this times as likely as the likeliest; 0 is all.
-    pub min_p: f32,
-    /// An answer ends before the first of these.
-    pub stop: Vec<String>,
-}
-
-impl Sampling {
-    /// The whole distribution at a temperature.
-    pub fn new(temperature: f32, max_tokens: usize) -> Self {
-        Sampling { temperature, max_tokens, top_k: 0, top_p: 1.0, min_p: 0.0, stop: Vec::new() }
-    }
-
-    /// Every token stays in reach.
-    pub fn whole(&self) -> bool {
-        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
-    }
-}
 
 /// A question to a policy: what is the next turn of this conversation?
 pub struct Ask<'a> {

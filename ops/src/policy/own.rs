@@ -2,12 +2,14 @@
 //!
 //! Invariant: this is the only file between the trait and the sampler.
 
+use std::sync::Arc;
+
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::Utf8Path;
 
+use super::Identity;
 use super::local::{Done, Job, Local, Weights};
-use super::{Identity, Sampling};
-use crate::infer::{BATCH, Request, complete};
+use crate::infer::{BATCH, Choice, Completion, Finish, Request, complete};
 use crate::model::{self, Model, Sequence, failed, open_device};
 use crate::text::Text;
 
@@ -34,16 +36,6 @@ pub(super) fn load(folder: &Utf8Path, device: DeviceRequest) -> Result<Own, OpEr
     ))
 }
 
-/// Refuses settings that the sampler does not know.
-pub(super) fn check(sampling: &Sampling) -> Result<(), OpError> {
-    if sampling.whole() && sampling.stop.is_empty() {
-        return Ok(());
-    }
-    Err(OpError::failed(
-        "`top_k`, `top_p`, `min_p` and `stop` were asked of weights that are sampled here, expected `temperature` only",
-    ))
-}
-
 impl Weights for Model {
     type Sequence = Sequence;
 
@@ -63,6 +55,10 @@ impl Weights for Model {
         usize::MAX
     }
 
+    fn shares(&self) -> bool {
+        true
+    }
+
     fn read(&self, sequence: &mut Sequence, ids: &[u32]) -> Result<(), OpError> {
         self.extend(&mut [(sequence, ids)]).map_err(failed)?;
         Ok(())
@@ -75,16 +71,27 @@ impl Weights for Model {
         stopping: &dyn Fn() -> bool,
     ) -> Result<Vec<Done<Sequence>>, OpError> {
         let mut requests = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            check(job.sampling)?;
-            let Job { sequence, feed, allowed, sampling, rng } = job;
-            let (temperature, max_tokens) = (sampling.temperature, sampling.max_tokens);
-            requests.push(Request { sequence, feed, temperature, max_tokens, allowed, rng });
+        for Job { sequence, feed, allowed, sampling, rng } in jobs {
+            let choice = match (allowed.is_empty(), text.eos.first()) {
+                (true, _) => None,
+                (false, Some(end)) => Some(Arc::new(Choice::new(allowed, *end)?)),
+                (false, None) => {
+                    return Err(OpError::failed(
+                        "the model has no end token, which an answer held to a list of actions needs",
+                    ));
+                }
+            };
+            let mut prompt = sequence.ids().to_vec();
+            prompt.extend(feed);
+            // what a sequence has read is not computed again; where nothing is read, prompts share their beginnings
+            let from = Some(sequence).filter(|s| !s.is_empty());
+            requests.push(Request { prompt, from, sampling: sampling.clone(), choice, rng });
         }
-        let done = complete(self, &text.eos, requests, stopping)?;
+        let done = complete(self, text, requests, stopping)?;
+        let ended = |c: &Completion| matches!(c.finish, Finish::End | Finish::StopString);
         Ok(done
             .into_iter()
-            .map(|c| Done { sequence: c.sequence, ids: c.ids, logps: c.logps, ended: c.ended })
+            .map(|c| Done { ended: ended(&c), sequence: c.sequence, ids: c.ids, logps: c.logps, text: c.text })
             .collect())
     }
 }

@@ -15,7 +15,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor, gguf_file::Content};
 use candle_core::{Device, Module, Result, Tensor, bail};
 
 use super::gguf::Metadata;
-use crate::nn::kernel::{self, Cache, Kernels, Weight};
+use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, Weight};
 use crate::nn::{Heads, plain};
 
 /// A matrix (out, in).
@@ -192,7 +192,8 @@ impl Quantized {
     }
 
     pub fn sequence(&self) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels); self.blocks.len()], len: 0 }
+        let pool = Arc::new(Pool::default());
+        Sequence { layers: vec![Cache::new(self.kernels, &pool); self.blocks.len()], len: 0 }
     }
 
     /// Rotates the heads of x (n, h d); a Llama file keeps the halves of a head interleaved, so they are sorted first.
@@ -234,7 +235,8 @@ impl Quantized {
                 (q, k) = (norm(&q, qn)?, norm(&k, kn)?);
             }
             let (q, k) = (self.rotate(&q, h, &cos, &sin)?, self.rotate(&k, hk, &cos, &sin)?);
-            let attn = kernel::cached_attention(&q, &k, &v, &mut [(cache, 0..n)], self.heads)?;
+            let attn =
+                kernel::cached_attention(&q, &k, &v, vec![CachedPart { cache, rows: 0..n, queries: n }], self.heads)?;
             let mid = (x + b.o.forward(&attn)?)?;
             let a = norm(&mid, &b.norm2)?;
             let a = kernel::swiglu(kn, &b.gate.forward(&a)?, &b.up.forward(&a)?)?;

@@ -13,9 +13,8 @@ use serde_json::Value;
 
 use super::stream::Stream;
 use super::{Source, load_with_text};
-use crate::infer::prefill;
+use crate::infer::sampling::{Drawn, Sampling, Scratch, draw};
 use crate::model::{Model, Sequence, failed};
-use crate::nn::cpu::rows::row_stats;
 use crate::rng::Rng;
 use crate::text::{Message, Role, Text};
 
@@ -28,22 +27,6 @@ pub enum Prompt {
     Raw(String),
     /// A conversation.
     Chat(Vec<Message>),
-}
-
-/// How ids are chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the likeliest id (the lowest of equals).
-    pub temperature: f32,
-    /// Keep the `k` likeliest; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the likeliest that together have this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep what has at least this share of the likeliest one's probability; 0 keeps all.
-    pub min_p: f32,
-    pub max_tokens: usize,
-    pub stop: Vec<String>,
-    pub seed: u64,
 }
 
 /// Why a sample ended.
@@ -91,17 +74,20 @@ pub fn generate(
     source: &Source,
     prompt: &Prompt,
     sampling: &Sampling,
+    seed: u64,
     samples: usize,
     show: &mut dyn FnMut(&str),
 ) -> Result<Generated, OpError> {
     let (model, text) = load_with_text(source)?;
     let (ids, templated) = prompt_ids(&text, prompt)?;
     check_room(&model, ids.len())?;
-    let (sequence, feed) = prefill(&model, &ids)?;
+    sampling.check()?;
+    let (head, last) = ids.split_at(ids.len() - 1);
+    let sequence = read(&model, head)?;
     let mut voices: Vec<Voice<'_>> = (0..samples)
         .map(|number| {
-            let rng = Rng::at(sampling.seed, &[number as u64]);
-            Voice::new(&text, &sampling.stop, sequence.clone(), feed.clone(), rng)
+            let rng = Rng::at(seed, &[number as u64]);
+            Voice::new(&text, &sampling.stop, sequence.clone(), last.to_vec(), rng)
         })
         .collect();
     drop(sequence);
@@ -121,6 +107,15 @@ pub fn generate(
     }
     let samples = voices.into_iter().map(Voice::into_sample).collect();
     Ok(Generated { prompt_ids: ids, templated, samples })
+}
+
+/// A sequence that has seen these ids.
+fn read(model: &Model, ids: &[u32]) -> Result<Sequence, OpError> {
+    let mut sequence = model.sequence();
+    if !ids.is_empty() {
+        model.extend(&mut [(&mut sequence, ids)]).map_err(failed)?;
+    }
+    Ok(sequence)
 }
 
 fn prompt_ids(text: &Text, prompt: &Prompt) -> Result<(Vec<u32>, bool), OpError> {
@@ -204,12 +199,14 @@ pub(super) struct Voice<'a> {
     pub end: Option<End>,
     stream: Stream<'a>,
     rng: Rng,
+    scratch: Scratch,
 }
 
 impl<'a> Voice<'a> {
     pub fn new(text: &'a Text, stops: &'a [String], sequence: Sequence, feed: Vec<u32>, rng: Rng) -> Self {
         let stream = Stream::new(text, stops);
-        Voice { sequence, feed, ids: Vec::new(), logps: Vec::new(), shown: String::new(), end: None, stream, rng }
+        let (ids, logps, shown, scratch) = (Vec::new(), Vec::new(), String::new(), Scratch::default());
+        Voice { sequence, feed, ids, logps, shown, end: None, stream, rng, scratch }
     }
 
     /// Ends it here; returns what it still has to show.
@@ -237,12 +234,12 @@ pub(super) fn step(
     let logits = model.extend(&mut batch).and_then(|z| z.to_vec2::<f32>()).map_err(failed)?;
     let mut pieces = Vec::with_capacity(voices.len());
     for (voice, z) in voices.iter_mut().zip(logits) {
-        let (id, logp) = draw(&z, sampling, &mut voice.rng);
+        let Drawn { id, logp, .. } = draw(&z, sampling, None, &mut voice.rng, &mut voice.scratch);
         voice.ids.push(id);
         voice.logps.push(logp);
         voice.feed = vec![id];
         let mut piece = String::new();
-        if text.eos.contains(&id) {
+        if text.eos.contains(&id) || sampling.stop_ids.contains(&id) {
             voice.end = Some(End::Eos);
         } else {
             piece = voice.stream.push(id)?;
@@ -263,86 +260,4 @@ pub(super) fn step(
         pieces.push(piece);
     }
     Ok(pieces)
-}
-
-/// An id drawn from the filtered distribution, and its log-probability there. Filters work in the order temperature,
-/// top-k, top-p, min-p, each on what the one before kept.
-fn draw(logits: &[f32], sampling: &Sampling, rng: &mut Rng) -> (u32, f32) {
-    let best = logits.iter().enumerate().fold(0, |best, (i, z)| if *z > logits[best] { i } else { best });
-    if sampling.temperature == 0.0 {
-        return (best as u32, row_stats(logits, best, 1.0).logp);
-    }
-    let lse = row_stats(logits, best, sampling.temperature).lse;
-    let logp = |i: usize| logits[i] / sampling.temperature - lse;
-    let mut kept: Vec<(usize, f64)> = (0..logits.len()).map(|i| (i, f64::from(logp(i)).exp())).collect();
-    if sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0 {
-        // equals in the order of their ids, so that a filter's edge is always the same
-        kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if sampling.top_k > 0 {
-            kept.truncate(sampling.top_k);
-        }
-        if sampling.top_p < 1.0 {
-            let share = f64::from(sampling.top_p) * kept.iter().map(|(_, p)| p).sum::<f64>();
-            let mut sum = 0.0;
-            let reaches = |(_, p): &(usize, f64)| {
-                sum += p;
-                sum >= share
-            };
-            let keep = kept.iter().position(reaches).map_or(kept.len(), |at| at + 1);
-            kept.truncate(keep);
-        }
-        let least = f64::from(sampling.min_p) * kept[0].1;
-        kept.retain(|(_, p)| *p >= least);
-    }
-    let total: f64 = kept.iter().map(|(_, p)| p).sum();
-    let mut left = rng.uniform() * total;
-    let mut chosen = best;
-    for (i, p) in &kept {
-        if *p > 0.0 {
-            chosen = *i;
-            left -= p;
-            if left < 0.0 {
-                break;
-            }
-        }
-    }
-    (chosen as u32, (f64::from(logp(chosen)) - total.ln()) as f32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sampling() -> Sampling {
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, max_tokens: 1, stop: Vec::new(), seed: 0 }
-    }
-
-    fn seen(sampling: &Sampling) -> Vec<u32> {
-        // probabilities 0.5, 0.25, 0.125, 0.125
-        let z = [0.0, 2.0, 1.0, 0.0].map(|x: f32| x * std::f32::consts::LN_2);
-        let mut rng = Rng::new(1, 1);
-        let mut seen: Vec<u32> = (0..300).map(|_| draw(&z, sampling, &mut rng).0).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        seen
-    }
-
-    #[test]
-    fn filters_keep_what_they_say() {
-        assert_eq!(seen(&sampling()), [0, 1, 2, 3]);
-        assert_eq!(seen(&Sampling { top_k: 3, ..sampling() }), [0, 1, 2], "of equals the lowest id stays");
-        assert_eq!(seen(&Sampling { top_p: 0.6, ..sampling() }), [1, 2]);
-        assert_eq!(seen(&Sampling { min_p: 0.4, ..sampling() }), [1, 2]);
-        assert_eq!(seen(&Sampling { temperature: 0.0, ..sampling() }), [1]);
-    }
-
-    #[test]
-    fn log_probabilities_are_those_of_what_is_kept() {
-        let z = [0.0f32, 0.0, 0.0, 0.0];
-        let mut rng = Rng::new(2, 2);
-        let (_, logp) = draw(&z, &Sampling { top_k: 2, ..sampling() }, &mut rng);
-        assert!((logp + std::f32::consts::LN_2).abs() < 1e-6, "{logp}");
-        let (_, logp) = draw(&z, &sampling(), &mut rng);
-        assert!((logp + 2.0 * std::f32::consts::LN_2).abs() < 1e-6, "{logp}");
-    }
 }

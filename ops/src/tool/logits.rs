@@ -12,7 +12,7 @@ use safetensors::tensor::Dtype;
 use serde_json::Value;
 
 use super::{Source, load};
-use crate::infer::{self, Request};
+use crate::infer::{self, Request, Sampling};
 use crate::model::{Entry, Model, TensorWriter, failed};
 use crate::nn::Packing;
 use crate::nn::kernel::view;
@@ -145,15 +145,18 @@ fn write_row(first: usize, lists: &[Vec<u32>], model: &Model, writer: &mut Tenso
 
 /// The `n` likeliest next tokens of every list, end ids ignored; of equal logits the lowest id.
 fn continue_greedily(model: &Model, lists: &[Vec<u32>], n: usize) -> Result<Vec<Vec<u32>>, OpError> {
-    let request = |ids: &Vec<u32>| Request {
-        sequence: model.sequence(),
-        feed: ids.clone(),
-        temperature: 0.0,
-        max_tokens: n,
-        allowed: Vec::new(),
-        rng: Rng::new(0, 0),
-    };
-    let done = infer::complete(model, &[], lists.iter().map(request).collect(), &|| false)?;
+    /// Nothing ends an answer, and no text is wanted.
+    struct Endless;
+    impl infer::Tokens for Endless {
+        fn eos(&self) -> &[u32] {
+            &[]
+        }
+        fn decode(&self, _: &[u32]) -> Result<String, OpError> {
+            Ok(String::new())
+        }
+    }
+    let request = |ids: &Vec<u32>| Request::new(ids.as_slice(), Sampling::plain(0.0, n), Rng::new(0, 0));
+    let done = infer::complete(model, &Endless, lists.iter().map(request).collect(), &|| false)?;
     let ids: Vec<Vec<u32>> = done.into_iter().map(|completion| completion.ids).collect();
     if let Some(short) = ids.iter().find(|ids| ids.len() != n) {
         panic!("BUG: {} tokens came back, {n} were asked for", short.len());

@@ -6,8 +6,9 @@
 
 use actloom_engine::op::OpError;
 
-use super::generate::{End, Sampling, Voice, check_room, step};
+use super::generate::{End, Voice, check_room, step};
 use super::{Source, load_with_text};
+use crate::infer::Sampling;
 use crate::model::{Model, Sequence};
 use crate::rng::Rng;
 use crate::text::{Message, Role, Text};
@@ -17,6 +18,7 @@ pub struct Talk {
     model: Model,
     text: Text,
     sampling: Sampling,
+    seed: u64,
     messages: Vec<Message>,
     /// The cache, which has seen the first of `ids`.
     sequence: Sequence,
@@ -43,13 +45,15 @@ impl Talk {
     ///
     /// # Errors
     /// Names what is missing or not supported.
-    pub fn open(source: &Source, system: Option<&str>, sampling: Sampling) -> Result<Talk, OpError> {
+    pub fn open(source: &Source, system: Option<&str>, sampling: Sampling, seed: u64) -> Result<Talk, OpError> {
+        sampling.check()?;
         let (model, text) = load_with_text(source)?;
         let sequence = model.sequence();
         let mut talk = Talk {
             model,
             text,
             sampling,
+            seed,
             messages: Vec::new(),
             sequence,
             ids: Vec::new(),
@@ -131,7 +135,7 @@ impl Talk {
 
         // 3. The answer.
         let sequence = std::mem::replace(&mut self.sequence, self.model.sequence());
-        let rng = Rng::at(self.sampling.seed, &[self.turns]);
+        let rng = Rng::at(self.seed, &[self.turns]);
         self.turns += 1;
         let mut voice = Voice::new(&self.text, &self.sampling.stop, sequence, feed, rng);
         while voice.end.is_none() {
@@ -168,9 +172,7 @@ mod tests {
     fn talk() -> Talk {
         let folder = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
         let source = Source { folder, adapter: None, device: DeviceRequest::Cpu };
-        let sampling =
-            Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, max_tokens: 9, stop: Vec::new(), seed: 0 };
-        Talk::open(&source, Some("be brief"), sampling).unwrap()
+        Talk::open(&source, Some("be brief"), Sampling::plain(0.0, 9), 0).unwrap()
     }
 
     fn say(talk: &mut Talk, line: &str) -> Answer {

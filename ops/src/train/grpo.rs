@@ -18,7 +18,7 @@ use super::objective::{Objective, Tally};
 use super::optimizer::{self, Optimizer};
 use super::schedule::Schedule;
 use super::update::{self, Group, Outcome as Update, Sample};
-use crate::infer::{Completion, Request, complete, prefill};
+use crate::infer::{Request, Sampling, complete};
 use crate::model::Model;
 use crate::reward::Outcome;
 use crate::rng::Rng;
@@ -105,19 +105,13 @@ pub fn run(
         let sampling = tracing::debug_span!("sample").entered();
         let mut requests = Vec::with_capacity(chosen.len() * settings.group);
         for (place, question) in chosen.iter().enumerate() {
-            let (sequence, feed) = prefill(model, questions.prompt(*question))?;
             for g in 0..settings.group {
-                requests.push(Request {
-                    sequence: sequence.clone(),
-                    feed: feed.clone(),
-                    temperature: settings.temperature,
-                    max_tokens: settings.max_tokens,
-                    allowed: Vec::new(),
-                    rng: Rng::at(settings.seed, &[1, step, place as u64, g as u64]),
-                });
+                let sampling = Sampling::plain(f64::from(settings.temperature), settings.max_tokens);
+                let rng = Rng::at(settings.seed, &[1, step, place as u64, g as u64]);
+                requests.push(Request::new(questions.prompt(*question), sampling, rng));
             }
         }
-        let mut completions = complete(model, &text.eos, requests, &|| false)?.into_iter();
+        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
         drop(sampling);
         // 3. judge, and compare within the group
         let mut groups: Vec<Group<'_>> = Vec::with_capacity(chosen.len());
@@ -127,12 +121,8 @@ pub fn run(
             let mut samples = Vec::with_capacity(settings.group);
             let mut of_group = Vec::with_capacity(settings.group);
             for c in completions.by_ref().take(settings.group) {
-                let Completion { ids, logps, ended, .. } = c;
-                let answer = match ids.split_last() {
-                    Some((_, head)) if ended => Some(text.decode(head)?),
-                    _ => None,
-                };
-                let outcome = questions.judge(*question, answer.as_deref());
+                let ended = c.ended();
+                let outcome = questions.judge(*question, ended.then_some(c.text.as_str()));
                 if !outcome.reward.is_finite() {
                     let (r, reward) = (samples.len() + 1, outcome.reward);
                     return Err(OpError::failed(format!(
@@ -143,7 +133,7 @@ pub fn run(
                 of_group.push(outcome.reward);
                 outcomes.push(outcome);
                 truncated += f64::from(u8::from(!ended));
-                samples.push(Sample { ids, sampling: logps, ..Sample::default() });
+                samples.push(Sample { ids: c.ids, sampling: c.logps, ..Sample::default() });
             }
             rewards.push(of_group);
             groups.push(Group { question: *question, prompt: questions.prompt(*question), samples });

@@ -39,37 +39,6 @@ impl Heads {
     }
 }
 
-/// `out[i] = sum_d q[d] * kt[d][at + i]`, chains over d.
-#[inline(always)]
-fn project(q: &[f32], kt: &[f32], stride: usize, at: usize, out: &mut [f32]) {
-    const W: usize = 64;
-    let n = out.len();
-    let mut j = 0;
-    while j + W <= n {
-        let mut acc = [0f32; W];
-        for (i, q) in q.iter().enumerate() {
-            let k = &kt[i * stride + at + j..][..W];
-            for (acc, k) in acc.iter_mut().zip(k) {
-                *acc = q.mul_add(*k, *acc);
-            }
-        }
-        out[j..j + W].copy_from_slice(&acc);
-        j += W;
-    }
-    while j < n {
-        let w = LANES.min(n - j);
-        let mut acc = [0f32; LANES];
-        for (i, q) in q.iter().enumerate() {
-            let k = &kt[i * stride + at + j..][..w];
-            for (acc, k) in acc.iter_mut().zip(k) {
-                *acc = q.mul_add(*k, *acc);
-            }
-        }
-        out[j..j + w].copy_from_slice(&acc[..w]);
-        j += w;
-    }
-}
-
 /// `out[d] += sum_j p[j] * v[j][d]`, chains over j. `v` starts at the first row.
 #[inline(always)]
 pub(super) fn combine(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
@@ -112,46 +81,4 @@ pub(super) fn softmax(s: &mut [f32]) -> (f32, f32) {
         *lane += *x;
     }
     (max, 1.0 / tree16(lanes))
-}
-
-/// Keys and values of one head: keys transposed `[d][stride]`, values by rows.
-pub(super) struct HeadView<'a> {
-    pub kt: &'a [f32],
-    pub stride: usize,
-    pub v: &'a [f32],
-    pub v_stride: usize,
-}
-
-/// One query against the keys of `ranges`; writes the output, returns (max, 1 / sum). `s` is scratch.
-#[inline(always)]
-pub(super) fn attend(
-    q: &[f32],
-    scale: f32,
-    kv: &HeadView<'_>,
-    ranges: &[Range<usize>],
-    s: &mut Vec<f32>,
-    out: &mut [f32],
-) -> (f32, f32) {
-    let mut scaled = [0f32; 256];
-    let scaled = &mut scaled[..q.len()];
-    for (s, q) in scaled.iter_mut().zip(q) {
-        *s = q * scale;
-    }
-    s.resize(ranges.iter().map(Range::len).sum(), 0.0);
-    let mut at = 0;
-    for r in ranges {
-        project(scaled, kv.kt, kv.stride, r.start, &mut s[at..at + r.len()]);
-        at += r.len();
-    }
-    let (max, inverse) = softmax(s);
-    out.fill(0.0);
-    let mut at = 0;
-    for r in ranges {
-        combine(&s[at..at + r.len()], &kv.v[r.start * kv.v_stride..], kv.v_stride, out);
-        at += r.len();
-    }
-    for o in out.iter_mut() {
-        *o *= inverse;
-    }
-    (max, inverse)
 }

@@ -1,6 +1,6 @@
 //! Causal attention over packed rows, forward and backward, in blocks of queries.
 //!
-//! Invariant: a query's arithmetic is that of `attention::attend` over its own list of keys; a block only says which
+//! Invariant: a query's arithmetic is that of `cache::cached`: chains over its own list of keys, in order; a block only says which
 //! queries are computed side by side. Gradients of keys and values are chains over their queries in ascending order.
 //!
 //! 1. A task is one tree and one key head; its keys and values are laid out in panels of 32, once.

@@ -1,0 +1,198 @@
+//! One worker: decodes its sequences side by side and takes the next job when one ends.
+//!
+//! 1. Free rows take jobs. 2. Every sequence that decodes gets its token, those that still read get a share of the
+//! chunk. 3. The model advances all of them at once. 4. Tokens are drawn; what ended makes room.
+
+use actloom_engine::op::OpError;
+use candle_core::Device;
+
+use super::choice::Held;
+use super::queue::{Queue, Started};
+use super::sampling::{Scratch, draw};
+use super::share::Job;
+use super::stop::Watch;
+use super::{Completion, Finish, Request, Tokens};
+use crate::model::{Step, failed};
+use crate::nn::kernel::view;
+
+/// Tokens that prompts may get in a step however many sequences decode.
+const LEAST_READ: usize = 32;
+
+/// A job and how far it has come.
+struct Active {
+    start: Started,
+    /// Tokens of the feed that the sequence has seen.
+    fed: usize,
+    answer: Answer,
+}
+
+/// What a request has said so far.
+#[derive(Default)]
+struct Answer {
+    held: Option<Held>,
+    watch: Watch,
+    ids: Vec<u32>,
+    logps: Vec<f32>,
+    full_logps: Vec<f32>,
+}
+
+impl Active {
+    fn new(start: Started) -> Self {
+        let held = start.request.as_ref().and_then(|r| r.choice.as_ref()).map(|c| c.start());
+        Active { start, fed: 0, answer: Answer { held, ..Answer::default() } }
+    }
+
+    /// Tokens that it has still to read before the next is drawn.
+    fn left(&self) -> usize {
+        self.start.feed.len() - self.fed
+    }
+}
+
+/// Buffers that are kept between steps.
+#[derive(Default)]
+struct Buffers {
+    draw: Scratch,
+    open: Vec<u32>,
+    shares: Vec<usize>,
+}
+
+/// Works until nothing is left to do, at most `rows` sequences side by side, in steps of about `chunk` tokens.
+pub(super) fn work(
+    queue: &Queue<'_>,
+    tokens: &dyn Tokens,
+    rows: usize,
+    chunk: usize,
+    stopping: Option<&dyn Fn() -> bool>,
+) {
+    let mut active: Vec<Active> = Vec::new();
+    let mut buffers = Buffers::default();
+    let outcome = (|| {
+        loop {
+            while active.len() < rows
+                && let Some(start) = queue.take(active.is_empty())?
+            {
+                active.push(Active::new(start));
+            }
+            if active.is_empty() || queue.stopped() {
+                return Ok(());
+            }
+            if stopping.is_some_and(|stopping| stopping()) {
+                return Err(OpError::Interrupted);
+            }
+            step(queue, tokens, chunk, &mut active, &mut buffers)?;
+        }
+    })();
+    if let Err(error) = outcome {
+        queue.fail(error);
+    }
+}
+
+/// One step of every sequence.
+fn step(
+    queue: &Queue<'_>,
+    tokens: &dyn Tokens,
+    chunk: usize,
+    active: &mut Vec<Active>,
+    buffers: &mut Buffers,
+) -> Result<(), OpError> {
+    // 1. how many tokens each gets
+    let shares = &mut buffers.shares;
+    let decoding = active.iter().filter(|a| a.left() == 1).count();
+    let mut room = chunk.saturating_sub(decoding).max(LEAST_READ);
+    shares.clear();
+    for a in active.iter() {
+        let share = if a.left() == 1 { 1 } else { a.left().min(room) };
+        room -= if a.left() == 1 { 0 } else { share };
+        shares.push(share);
+    }
+    // 2. the model
+    let steps = active.iter_mut().zip(shares.iter()).filter(|(_, n)| **n > 0);
+    let steps = steps.map(|(a, n)| {
+        let Started { sequence, feed, request, .. } = &mut a.start;
+        let logits = request.is_some() && a.fed + n == feed.len();
+        Step { sequence, new: &feed[a.fed..a.fed + n], logits }
+    });
+    let logits = queue.model.advance(steps.collect()).map_err(failed)?;
+    let logits = if logits.device().is_cpu() { logits } else { logits.to_device(&Device::Cpu).map_err(failed)? };
+    let z = view(&logits).map_err(failed)?;
+    let mut rows = z.chunks_exact(queue.model.config.vocab_size);
+    // 3. draw, and take out what ended
+    let all = std::mem::replace(active, Vec::with_capacity(active.len()));
+    for (mut a, share) in all.into_iter().zip(&buffers.shares) {
+        a.fed += share;
+        if a.left() > 0 {
+            active.push(a);
+            continue;
+        }
+        let context = a.start.sequence.len() + 1 >= queue.model.config.max_positions;
+        match (a.start.job, a.start.request.as_mut()) {
+            (Job::Prefix(id), _) => queue.prefix(id, a.start.sequence, a.start.hold),
+            (Job::Request(index, _), Some(request)) => {
+                let Some(row) = rows.next() else { panic!("BUG: a request got no logits") };
+                let id = a.answer.say(row, request, &mut buffers.draw, &mut buffers.open);
+                match a.answer.end(id, request, tokens, context)? {
+                    Some((finish, text)) => {
+                        let Answer { ids, logps, full_logps, .. } = a.answer;
+                        let sequence = a.start.sequence;
+                        let completion = Completion { sequence, ids, logps, full_logps, text, finish };
+                        queue.complete(index, completion, a.start.hold);
+                    }
+                    None => {
+                        a.start.feed.clear();
+                        a.start.feed.push(id);
+                        a.fed = 0;
+                        active.push(a);
+                    }
+                }
+            }
+            (Job::Request(..), None) => panic!("BUG: a request was started without itself"),
+        }
+    }
+    Ok(())
+}
+
+impl Answer {
+    /// Draws the next token from a row of logits.
+    fn say(&mut self, row: &[f32], request: &mut Request, scratch: &mut Scratch, open: &mut Vec<u32>) -> u32 {
+        let choice = request.choice.as_ref().zip(self.held.as_mut());
+        if let Some((choice, held)) = &choice {
+            choice.next(held, open);
+        }
+        let only = choice.is_some().then_some(open.as_slice());
+        let drawn = draw(row, &request.sampling, only, &mut request.rng, scratch);
+        if let Some((choice, held)) = choice {
+            choice.say(held, drawn.id);
+        }
+        self.ids.push(drawn.id);
+        self.logps.push(drawn.logp);
+        self.full_logps.push(drawn.full);
+        drawn.id
+    }
+
+    /// Has the answer ended with the token `id`, and with what text?
+    fn end(
+        &mut self,
+        id: u32,
+        request: &Request,
+        tokens: &dyn Tokens,
+        context: bool,
+    ) -> Result<Option<(Finish, String)>, OpError> {
+        let sampling = &request.sampling;
+        if tokens.eos().contains(&id) || sampling.stop_ids.contains(&id) {
+            return Ok(Some((Finish::End, tokens.decode(&self.ids[..self.ids.len() - 1])?)));
+        }
+        if !sampling.stop.is_empty()
+            && let Some(text) = self.watch.look(&self.ids, &sampling.stop, &|ids| tokens.decode(ids))?
+        {
+            return Ok(Some((Finish::StopString, text)));
+        }
+        let finish = if self.ids.len() >= sampling.max_tokens {
+            Finish::Length
+        } else if context {
+            Finish::Context
+        } else {
+            return Ok(None);
+        };
+        Ok(Some((finish, tokens.decode(&self.ids)?)))
+    }
+}
