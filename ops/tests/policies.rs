@@ -347,7 +347,7 @@ fn a_template_that_drops_the_reasoning_of_earlier_turns_is_followed_turn_by_turn
         let sampling = Sampling::new(0.0, 5);
         let session = policy.open();
         policy.user(session, &messages[0].content).unwrap();
-        let mut say = |policy: &mut dyn Policy, keep: bool, session| {
+        let say = |policy: &mut dyn Policy, keep: bool, session| {
             let ask = Ask { session, allowed: &[], sampling: &sampling, rng: Rng::new(0, 0), keep };
             policy.answer(&[ask], &|| false).unwrap().pop().unwrap()
         };
@@ -444,6 +444,8 @@ fn close_to_float(at: &Utf8Path, from: &Utf8Path, prompt: &[u32], got: &[f32]) -
     want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / spread
 }
 
+type Edit<'a> = &'a dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>);
+
 fn refusal(path: &Utf8Path) -> String {
     match policy::open(path, DeviceRequest::Cpu) {
         Ok(_) => panic!("`{path}` was opened"),
@@ -455,7 +457,7 @@ fn refusal(path: &Utf8Path) -> String {
 fn what_a_file_asks_for_and_is_not_honoured_is_refused_by_name() {
     let (_keep, at) = folder();
     let from = fixtures().join("model");
-    let refused = |edit: &dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>)| {
+    let refused = |edit: Edit<'_>| {
         let file = at.join("odd.gguf");
         convert(&from, &file, |_| GgmlDType::F32, |v, t| edit(v, t));
         refusal(&file)
