@@ -5,7 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its kernel should stop")]
 
-use actloom_ops::nn::kernel::{self, AdamStep, Cache, Kernels, RopeTable, Weight};
+use std::sync::Arc;
+
+use actloom_ops::nn::kernel::{self, AdamStep, Cache, CachedPart, Kernels, RopeTable, Weight};
 use actloom_ops::nn::layer::{self, Param, TokenStats};
 use actloom_ops::nn::{Heads, Packing, plain};
 use actloom_ops::rng::Rng;
@@ -347,7 +349,8 @@ fn attention_over_a_cache_is_that_of_the_whole_row() {
         let parts: Vec<[Tensor; 3]> =
             lengths.iter().map(|n| [h, hk, hk].map(|heads| random(&mut rng, &[*n, heads * d], 1.0))).collect();
         for kernels in [Kernels::Cpu, Kernels::Plain] {
-            let mut caches: Vec<Cache> = lengths.iter().map(|_| Cache::new(kernels)).collect();
+            let pool = Arc::default();
+            let mut caches: Vec<Cache> = lengths.iter().map(|_| Cache::new(kernels, &pool)).collect();
             let mut done = [0; 3];
             let mut outs: Vec<Vec<Tensor>> = vec![Vec::new(); 3];
             while done != lengths {
@@ -368,14 +371,14 @@ fn attention_over_a_cache_is_that_of_the_whole_row() {
                         at - n..at
                     })
                     .collect();
-                let mut batch: Vec<_> = caches
+                let batch: Vec<_> = caches
                     .iter_mut()
                     .enumerate()
                     .filter(|(i, _)| now.contains(i))
                     .zip(&rows)
-                    .map(|((_, cache), rows)| (cache, rows.clone()))
+                    .map(|((_, cache), rows)| CachedPart { cache, queries: rows.len(), rows: rows.clone() })
                     .collect();
-                let out = kernel::cached_attention(&q, &k, &v, &mut batch, heads).unwrap();
+                let out = kernel::cached_attention(&q, &k, &v, batch, heads).unwrap();
                 for (i, rows) in now.iter().zip(rows) {
                     outs[*i].push(out.narrow(0, rows.start, rows.len()).unwrap());
                     done[*i] += rows.len();

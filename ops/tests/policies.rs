@@ -11,7 +11,7 @@ use actloom_ops::model::{self, load_tensors};
 use actloom_ops::policy::gguf;
 use actloom_ops::policy::{self, Ask, Finish, Make, Policy, Quantized, Sampling, make_of};
 use actloom_ops::rng::Rng;
-use actloom_ops::text::{Message, Text};
+use actloom_ops::text::{Added, Dialogue, Message, Text};
 use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -319,6 +319,50 @@ fn a_gguf_file_and_the_folder_it_came_from_say_the_same_over_several_turns() {
     assert!(a.read > 0 && b.read == 2 * a.read);
 }
 
+#[test]
+fn a_template_that_drops_the_reasoning_of_earlier_turns_is_followed_turn_by_turn() {
+    let (_keep, at) = folder();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(fixtures().join("model").join(name), at.join(name)).unwrap();
+    }
+    let template = fixtures().join("../templates/reasoning.jinja");
+    std::fs::copy(template, at.join("chat_template.jinja")).unwrap();
+    let side = Text::load(&at, &[317]).unwrap();
+    let plain = [Message::user("look"), Message::assistant("go to desk 1"), Message::user("you see a mug")];
+    let mut thought = plain.clone();
+    thought[1].content = "<think>\nwhere?\n</think>\n\ngo to desk 1".into();
+    for (messages, anew) in [(plain, false), (thought, true)] {
+        let whole = side.encode(&side.render(&messages, true).unwrap()).unwrap();
+        let mut dialogue = Dialogue::new(&side);
+        dialogue.user(&messages[0].content).unwrap();
+        dialogue.assistant(&messages[1].content, true).unwrap();
+        let added = dialogue.clone().turn(&messages[2].content).unwrap();
+        assert_eq!(matches!(added, Added::Anew(_)), anew);
+        // what is learned from must be what was sampled, so there a conversation made anew is refused
+        assert_eq!(dialogue.user(&messages[2].content).is_err(), anew);
+        assert_eq!(dialogue.ids(), whole);
+        assert_eq!(dialogue.example.learn.iter().any(|l| *l), !anew);
+        // and a policy reads it again and goes on
+        let mut policy = policy::open(&at, DeviceRequest::Cpu).unwrap();
+        let sampling = Sampling::new(0.0, 5);
+        let session = policy.open();
+        policy.user(session, &messages[0].content).unwrap();
+        let say = |policy: &mut dyn Policy, keep: bool, session| {
+            let ask = Ask { session, allowed: &[], sampling: &sampling, rng: Rng::new(0, 0), keep };
+            policy.answer(&[ask], &|| false).unwrap().pop().unwrap()
+        };
+        say(&mut *policy, false, session);
+        policy.assistant(session, &messages[1].content).unwrap();
+        policy.user(session, &messages[2].content).unwrap();
+        assert_eq!(policy.tokens(session), Some(whole.len()));
+        let answer = say(&mut *policy, true, session);
+        let fresh = model::load(&at, &Device::Cpu).unwrap();
+        let mut sequence = fresh.sequence();
+        let logits = fresh.extend(&mut [(&mut sequence, &whole)]).unwrap().get(0).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(answer.ids.unwrap()[0], likeliest(&logits));
+    }
+}
+
 /// A random Qwen3 or Llama folder whose rows are whole blocks of every quantization.
 fn random_folder(at: &Utf8Path, arch: &str) -> Utf8PathBuf {
     let folder = at.join(arch);
@@ -400,6 +444,8 @@ fn close_to_float(at: &Utf8Path, from: &Utf8Path, prompt: &[u32], got: &[f32]) -
     want.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / spread
 }
 
+type Edit<'a> = &'a dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>);
+
 fn refusal(path: &Utf8Path) -> String {
     match policy::open(path, DeviceRequest::Cpu) {
         Ok(_) => panic!("`{path}` was opened"),
@@ -411,7 +457,7 @@ fn refusal(path: &Utf8Path) -> String {
 fn what_a_file_asks_for_and_is_not_honoured_is_refused_by_name() {
     let (_keep, at) = folder();
     let from = fixtures().join("model");
-    let refused = |edit: &dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>)| {
+    let refused = |edit: Edit<'_>| {
         let file = at.join("odd.gguf");
         convert(&from, &file, |_| GgmlDType::F32, |v, t| edit(v, t));
         refusal(&file)

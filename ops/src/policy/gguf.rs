@@ -1,8 +1,9 @@
 //! A GGUF file as a policy: its metadata, its tokenizer and template, and the sampling loop over its weights.
 //!
-//! 1. The header is read and what it asks for is checked. 2. The tokenizer comes from a `tokenizer.json` beside the file,
-//! else from the header; so does the chat template. 3. The weights are read. 4. Tokens are drawn by the sampler's own
-//! `draw`, so that filters and log-probabilities mean what they mean for our models.
+//! 1. The header is read and what it asks for is checked.
+//! 2. The tokenizer comes from a `tokenizer.json` beside the file, else from the header; so does the chat template.
+//! 3. The weights are read.
+//! 4. Tokens are drawn by the sampler's own `draw`, so that log-probabilities mean what they mean for our models.
 //!
 //! Invariant: an architecture, quantization, tokenizer or setting that is not honoured is refused by name.
 

@@ -1,7 +1,8 @@
 //! Requests to a server: a bounded pool of threads, tried again where that can help, each with a deadline.
 //!
-//! 1. [`Server::all`] hands jobs to at most `concurrency` threads and waits. 2. `patiently` makes one request until it
-//! is answered, the tries are used up, or the time is. 3. `once` makes it.
+//! 1. [`Server::all`] hands jobs to at most `concurrency` threads and waits.
+//! 2. `patiently` makes one request until it is answered, the tries are used up, or the time is.
+//! 3. `once` makes it.
 //!
 //! Invariants: answers come back in the order of the jobs; the key is sent in the `authorization` header and nowhere
 //! else, and is cut out of whatever the server says; a redirect is never followed, so the key never goes elsewhere.

@@ -1,6 +1,7 @@
 //! Policies whose weights are here: conversations as token ids, over caches that go on from turn to turn.
 //!
-//! Invariants: ids are appended, never made again from text; a conversation that several asks share is read once.
+//! Invariants: ids are appended, and made again from text only where the template shows earlier turns in another way (as
+//! servers do with every request); a conversation that several asks share is read once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use actloom_engine::op::OpError;
 
 use super::{Answer, Ask, Cost, Finish, Identity, Policy, Sampling, Session};
 use crate::rng::Rng;
-use crate::text::{Dialogue, Text};
+use crate::text::{Added, Dialogue, Text};
 
 /// One thing to be continued.
 pub struct Job<'a, S> {
@@ -137,9 +138,16 @@ impl<W: Weights> Policy for Local<W> {
     }
 
     fn user(&mut self, session: Session, content: &str) -> Result<(), OpError> {
+        let fresh = self.weights.sequence();
         let talk = self.talk(session);
-        let ids = talk.dialogue.user(content)?;
-        talk.feed.extend(ids);
+        match talk.dialogue.turn(content)? {
+            Added::More(ids) => talk.feed.extend(ids),
+            // the template shows the past in another way now, so it is read again
+            Added::Anew(ids) => {
+                talk.feed = ids;
+                talk.sequence = Some(fresh);
+            }
+        }
         Ok(())
     }
 

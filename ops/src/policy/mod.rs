@@ -1,7 +1,8 @@
 //! Whoever acts: one trait, and three makes of it.
 //!
-//! 1. [`Own`]: a model of ours, through the sampler that training uses. 2. [`Gguf`]: quantized weights, which can be
-//! sampled and not trained. 3. [`Endpoint`]: an OpenAI-compatible server.
+//! 1. [`Own`]: a model of ours, through the sampler that training uses.
+//! 2. [`Gguf`]: quantized weights, which can be sampled and not trained.
+//! 3. [`Endpoint`]: an OpenAI-compatible server.
 //!
 //! Invariants: an op that acts knows only the trait; an answer depends on the conversation, the sampling and the random
 //! stream of its own ask, never on what is asked beside it; what a make cannot say (ids, log-probabilities, lengths) is

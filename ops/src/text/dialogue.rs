@@ -33,11 +33,23 @@ pub struct Dialogue<T> {
     pub example: Example,
     /// Ids that a closed answer still owes, after its end token.
     owed: Vec<u32>,
+    /// The text up to the end of an answer and whether its end token is among the ids, where only the next turn shows
+    /// how the template closes it: some put an empty reasoning before the last answer and before no other.
+    unsettled: Option<(String, bool)>,
+}
+
+/// What a user's turn did to the ids of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// These came after the others.
+    More(Vec<u32>),
+    /// The template shows earlier turns in another way now (without their reasoning), so all ids were made again.
+    Anew(Vec<u32>),
 }
 
 impl<T: Deref<Target = Text>> Dialogue<T> {
     pub fn new(text: T) -> Self {
-        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new() }
+        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new(), unsettled: None }
     }
 
     /// The conversation at a state: first observation, then actions and observations. Actions are learned where
@@ -58,14 +70,53 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
     /// A user's turn, and the opening of the answer to it. Returns the ids it added.
     ///
     /// # Errors
-    /// The template's and the tokenizer's.
+    /// The template's and the tokenizer's; a template that shows earlier turns in another way now.
     pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
+        match self.turn(content)? {
+            Added::More(ids) => Ok(ids),
+            Added::Anew(_) => Err(OpError::failed(
+                "the chat template rewrites earlier turns, so a conversation cannot be extended token by token",
+            )),
+        }
+    }
+
+    /// As [`Dialogue::user`], for conversations that nothing is learned from: they may be made anew.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn turn(&mut self, content: &str) -> Result<Added, OpError> {
         let from = self.messages.len();
         self.messages.push(Message::user(said(content)));
-        let rendered = self.text.render_from(&self.messages, from, true)?;
-        let mut ids = std::mem::take(&mut self.owed);
-        ids.extend(self.text.encode(&rendered)?);
+        let unsettled = self.unsettled.take();
+        if unsettled.is_none()
+            && let Ok(rendered) = self.text.render_from(&self.messages, from, true)
+        {
+            let mut ids = std::mem::take(&mut self.owed);
+            ids.extend(self.text.encode(&rendered)?);
+            self.example.push(&ids, false);
+            return Ok(Added::More(ids));
+        }
+        let whole = self.text.render(&self.messages, true)?;
+        if let Some((before, ended)) = unsettled
+            && let Some(rest) = whole.strip_prefix(&before)
+        {
+            let ids = self.closing(rest, ended)?;
+            self.example.push(&ids, false);
+            return Ok(Added::More(ids));
+        }
+        self.owed.clear();
+        let ids = self.text.encode(&whole)?;
+        self.example = Example::default();
         self.example.push(&ids, false);
+        Ok(Added::Anew(ids))
+    }
+
+    /// Ids of what follows an answer, without the end token that it has already.
+    fn closing(&self, rest: &str, ended: bool) -> Result<Vec<u32>, OpError> {
+        let mut ids = self.text.encode(rest)?;
+        if ended && ids.first().is_some_and(|id| self.text.eos.contains(id)) {
+            ids.remove(0);
+        }
         Ok(ids)
     }
 
@@ -79,7 +130,8 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         self.answered(content, &ids, learn)
     }
 
-    /// An answer given as ids, the end token included if it was reached.
+    /// An answer given as ids, the end token included if it was reached. How the template closes it may show only with
+    /// the next turn.
     ///
     /// # Errors
     /// The template's and the tokenizer's.
@@ -88,15 +140,11 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         let open = self.text.render(&self.messages, true)?;
         self.messages.push(Message::assistant(content));
         let whole = self.text.render(&self.messages, false)?;
-        let closing = whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)).ok_or_else(|| {
-            OpError::failed("the chat template rewrites answers, so what was sampled cannot be trained on")
-        })?;
-        let mut closing = self.text.encode(closing)?;
         let ended = ids.last().is_some_and(|id| self.text.eos.contains(id));
-        if ended && closing.first().is_some_and(|id| self.text.eos.contains(id)) {
-            closing.remove(0);
+        match whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)) {
+            Some(rest) => self.owed = self.closing(rest, ended)?,
+            None => self.unsettled = Some((open + content, ended)),
         }
-        self.owed = closing;
         Ok(())
     }
 
