@@ -344,7 +344,7 @@ fn a_template_that_drops_the_reasoning_of_earlier_turns_is_followed_turn_by_turn
         assert_eq!(dialogue.example.learn.iter().any(|l| *l), !anew);
         // and a policy reads it again and goes on
         let mut policy = policy::open(&at, DeviceRequest::Cpu).unwrap();
-        let sampling = Sampling::new(0.0, 5);
+        let sampling = Sampling::plain(0.0, 5);
         let session = policy.open();
         policy.user(session, &messages[0].content).unwrap();
         let say = |policy: &mut dyn Policy, keep: bool, session| {
