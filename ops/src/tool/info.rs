@@ -403,9 +403,9 @@ mod tests {
     fn a_gguf_file_is_described_by_its_metadata_and_types() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("m.gguf")).unwrap();
-        let tensor = Tensor::ones((4, 64), DType::F32, &Device::Cpu).unwrap();
-        let packed = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
-        let plain = QTensor::quantize(&tensor.narrow(0, 0, 1).unwrap(), GgmlDType::F32).unwrap();
+        let ones = |rows: usize| Tensor::ones((rows, 64), DType::F32, &Device::Cpu).unwrap();
+        let packed = QTensor::quantize(&ones(4), GgmlDType::Q8_0).unwrap();
+        let plain = QTensor::quantize(&ones(1), GgmlDType::F32).unwrap();
         let name = gguf_file::Value::String("llama".to_owned());
         let words = gguf_file::Value::Array(vec![gguf_file::Value::U32(1), gguf_file::Value::U32(2)]);
         let metadata = [("general.architecture", &name), ("tokenizer.ggml.tokens", &words)];

@@ -1,7 +1,7 @@
 //! `actloom chat`: a conversation with a model whose cache goes on from turn to turn.
 //!
-//! Invariants: ids that were sampled stay as they are in later prompts; the cache is reused wherever the new prompt begins
-//! with what it has seen, and begun anew where the template rewrites earlier turns; a turn that failed leaves the
+//! Invariants: ids that were sampled stay as they are in later prompts; the cache goes on from
+//! what the new prompt has in common with it, which is everything unless the template rewrites earlier turns; a turn that failed leaves the
 //! conversation as it was before.
 
 use actloom_engine::op::OpError;
@@ -9,7 +9,7 @@ use actloom_engine::op::OpError;
 use super::generate::{End, Voice, check_room, step};
 use super::{Source, load_with_text};
 use crate::infer::Sampling;
-use crate::model::{Model, Sequence};
+use crate::model::{Model, Sequence, failed};
 use crate::rng::Rng;
 use crate::text::{Message, Role, Text};
 
@@ -125,12 +125,10 @@ impl Talk {
         }
         check_room(&self.model, ids.len())?;
 
-        // 2. What of it the cache has seen.
-        let seen = self.sequence.len();
-        if !(seen < ids.len() && self.ids.len() >= seen && ids[..seen] == self.ids[..seen]) {
-            self.sequence = self.model.sequence();
-        }
-        let reused = self.sequence.len();
+        // 2. What of it the cache has seen; at least the last id is fed.
+        let known = self.sequence.ids().iter().zip(&ids[..ids.len() - 1]);
+        let reused = known.take_while(|(seen, id)| seen == id).count();
+        self.sequence.truncate(reused).map_err(failed)?;
         let feed = ids[reused..].to_vec();
 
         // 3. The answer.
@@ -202,6 +200,18 @@ mod tests {
         let second = say(&mut talk, "and now?");
         assert_eq!(second.reused, first.prompt + first.sampled - 1, "all but the last id was in the cache");
         assert_eq!(talk.ids[..known.len()], known, "what was sampled stays as it is");
+        let (prompt, answer) = talk.ids.split_at(second.prompt);
+        assert_eq!(answer, afresh(&talk, prompt, second.sampled));
+    }
+
+    #[test]
+    fn a_turn_that_is_rewritten_costs_what_comes_after_it() {
+        let mut talk = talk();
+        let first = say(&mut talk, "open the door");
+        // as a template does that drops an earlier turn's reasoning
+        talk.messages[2].content = "done".to_owned();
+        let second = say(&mut talk, "and now?");
+        assert!(second.reused >= first.prompt && second.reused < first.prompt + first.sampled - 1, "{second:?}");
         let (prompt, answer) = talk.ids.split_at(second.prompt);
         assert_eq!(answer, afresh(&talk, prompt, second.sampled));
     }
