@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
+use actloom_ops::artifact::Past;
 use actloom_ops::model::{self, Model, lora};
 use actloom_ops::registry::registry;
-use actloom_ops::text::Text;
+use actloom_ops::text::{Dialogue, Text};
 use actloom_ops::train::batch::{Example, Row};
 use actloom_ops::train::chat::{self, Conversation};
 use actloom_ops::train::optimizer::{AdamW, Group, Optimizer, Settings};
@@ -186,6 +187,23 @@ fn a_template_that_forgets_makes_an_example_of_each_answer_behind_the_very_promp
         assert!(example.learn[prompt.len()..].iter().all(|learn| *learn));
         assert_eq!(learned(&text, example), said);
     }
+}
+
+#[test]
+fn an_episode_grows_by_what_was_said_even_where_the_template_forgets() {
+    let bench = Bench::new();
+    let text = text(&bench, Some(FORGETFUL));
+    let turn = |action: &str| (action.to_owned(), "you see a mug".to_owned());
+    let past =
+        Past { start: "a room".to_owned(), turns: vec![turn("look"), turn("<think>\nhm\n</think>\n\ntake mug")] };
+    let mut dialogue = Dialogue::at(&text, &past, true).unwrap();
+    dialogue.assistant("stop", true).unwrap();
+    let said = "<|im_start|>user\na room<|im_end|>\n<|im_start|>assistant\nlook<|im_end|>\n\
+                <|im_start|>user\nyou see a mug<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\ntake mug<|im_end|>\n\
+                <|im_start|>user\nyou see a mug<|im_end|>\n<|im_start|>assistant\nstop<|im_end|>";
+    assert_eq!(text.decode(dialogue.ids()).unwrap(), said);
+    let actions = "look<|im_end|><think>\nhm\n</think>\n\ntake mug<|im_end|>stop<|im_end|>";
+    assert_eq!(learned(&text, &dialogue.example), actions);
 }
 
 #[test]

@@ -33,11 +33,14 @@ pub struct Dialogue<T> {
     pub example: Example,
     /// Ids that a closed answer still owes, after its end token.
     owed: Vec<u32>,
+    /// The template renders the last answer otherwise than it was given, as Qwen3's does. The conversation then grows by
+    /// what was said and by what the template writes between turns, and is never rendered as a whole.
+    rewrites: bool,
 }
 
 impl<T: Deref<Target = Text>> Dialogue<T> {
     pub fn new(text: T) -> Self {
-        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new() }
+        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new(), rewrites: false }
     }
 
     /// The conversation at a state: first observation, then actions and observations. Actions are learned where
@@ -62,9 +65,18 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
     pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
         let from = self.messages.len();
         self.messages.push(Message::user(said(content)));
-        let rendered = self.text.render_from(&self.messages, from, true)?;
         let mut ids = std::mem::take(&mut self.owed);
-        ids.extend(self.text.encode(&rendered)?);
+        let rest = if self.rewrites { None } else { self.text.render_from(&self.messages, from, true).ok() };
+        match rest {
+            Some(rest) => ids.extend(self.text.encode(&rest)?),
+            // Not the first turn: that one has nothing before it to rewrite.
+            None if from > 0 => {
+                self.rewrites = true;
+                ids = self.text.encode(&self.text.after_answer(said(content))?)?;
+                self.drop_second_end(&mut ids);
+            }
+            None => ids.extend(self.text.encode(&self.text.render_from(&self.messages, from, true)?)?),
+        }
         self.example.push(&ids, false);
         Ok(ids)
     }
@@ -85,19 +97,29 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
     /// The template's and the tokenizer's.
     pub fn answered(&mut self, content: &str, ids: &[u32], learn: bool) -> Result<(), OpError> {
         self.example.push(ids, learn);
+        if self.rewrites {
+            return Ok(());
+        }
         let open = self.text.render(&self.messages, true)?;
         self.messages.push(Message::assistant(content));
         let whole = self.text.render(&self.messages, false)?;
-        let closing = whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)).ok_or_else(|| {
-            OpError::failed("the chat template rewrites answers, so what was sampled cannot be trained on")
-        })?;
-        let mut closing = self.text.encode(closing)?;
-        let ended = ids.last().is_some_and(|id| self.text.eos.contains(id));
-        if ended && closing.first().is_some_and(|id| self.text.eos.contains(id)) {
-            closing.remove(0);
+        match whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)) {
+            Some(closing) => {
+                let mut closing = self.text.encode(closing)?;
+                self.drop_second_end(&mut closing);
+                self.owed = closing;
+            }
+            None => self.rewrites = true,
         }
-        self.owed = closing;
         Ok(())
+    }
+
+    /// The end token that a template writes behind an answer is not written twice.
+    fn drop_second_end(&self, ids: &mut Vec<u32>) {
+        let is_end = |id: Option<&u32>| id.is_some_and(|id| self.text.eos.contains(id));
+        if is_end(self.example.ids.last()) && is_end(ids.first()) {
+            ids.remove(0);
+        }
     }
 
     pub fn ids(&self) -> &[u32] {
