@@ -35,10 +35,10 @@ pub fn lost() -> Option<&'static Error> {
     LOST.get()
 }
 
-/// Writes a value as one line of JSON.
+/// Writes a value as one line of JSON; nothing is stripped from it, for its texts are data.
 pub fn out_json(value: &impl Serialize) {
     match serde_json::to_string(value) {
-        Ok(line) => out(&line),
+        Ok(line) => out_part(&(line + "\n")),
         Err(error) => panic!("BUG: what is to be printed is no JSON: {error}"),
     }
 }

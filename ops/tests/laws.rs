@@ -285,3 +285,51 @@ fn pairs_are_balanced_differ_from_the_expert_and_hold_out_whole_episodes() {
     let error = bench.once("pairs", json!({}), &wrong, "wrong", u64::MAX).unwrap_err().to_string();
     assert!(error.contains("the samples"), "{error}");
 }
+
+#[test]
+fn an_update_whose_groups_are_all_flat_changes_no_weight_and_is_reported() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    let same = json!({ "correct": 1.0, "admissible": 1.0, "malformed": 1.0 });
+    let params = json!({ "epochs": 1, "batch": 8, "group": 3, "max_tokens": 6, "learning_rate": 0.1, "reward": same });
+    let metrics = bench.run("rl", params, &[("model", &policy), ("states", &demos)], "flat");
+    let read = |folder: &Utf8Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(read(&policy), read(&bench.path("flat/model")));
+    let of = |name: &str| metrics.iter().filter(|m| m.1 == name).map(|m| m.2).collect::<Vec<f64>>();
+    assert!(!of("zero_variance").is_empty() && of("zero_variance").iter().all(|v| *v == 1.0));
+    assert!(of("grad_norm").is_empty() && of("ratio").is_empty(), "nothing was trained on");
+}
+
+#[test]
+fn every_named_objective_trains_with_and_without_a_correction() {
+    let bench = Bench::new();
+    let (policy, demos) = bench.policy();
+    let mut outputs = Vec::new();
+    for loss in ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"] {
+        for correction in [None, Some("sequence_mask")] {
+            let mut params = json!({
+                "loss": loss, "epochs": 1, "batch": 16, "group": 4, "updates": 2, "max_tokens": 12, "limit": 32,
+                "learning_rate": 1e-3, "temperature": 1.5, "kl": 0.01,
+            });
+            params["correction"] = json!(correction);
+            let name = format!("{loss}-{}", correction.unwrap_or("plain"));
+            let metrics = bench.run("rl", params, &[("model", &policy), ("states", &demos)], &name);
+            let of = |name: &str| metrics.iter().filter(|m| m.1 == name).map(|m| m.2).collect::<Vec<f64>>();
+            assert!(metrics.iter().all(|m| m.2.is_finite()), "{name}");
+            for metric in ["loss", "ratio", "kl", "clip_region", "logp_gap", "logp_gap_mean", "grad_norm", "entropy"] {
+                assert!(!of(metric).is_empty(), "{name} has no `{metric}`");
+            }
+            assert!(of("logp_gap").iter().all(|gap| *gap == 0.0), "{name}");
+            // sampler and trainer agree to the bit, so every weight is exactly 1
+            let weights = of("weight_mean").into_iter().chain(of("weight_max")).collect::<Vec<f64>>();
+            assert_eq!(weights.is_empty(), correction.is_none(), "{name}");
+            assert!(weights.iter().all(|w| *w == 1.0), "{name}: {weights:?}");
+            outputs.push((loss, std::fs::read(bench.path(&format!("{name}/model/model.safetensors"))).unwrap()));
+        }
+    }
+    for pair in outputs.chunks(2) {
+        assert!(pair[0].1 == pair[1].1, "{}: a weight of 1 changed the result", pair[0].0);
+    }
+    let distinct: std::collections::BTreeSet<&[u8]> = outputs.iter().map(|o| o.1.as_slice()).collect();
+    assert_eq!(distinct.len(), 6, "two objectives gave the same weights");
+}

@@ -5,6 +5,7 @@
 //! the other side.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its model should stop")]
+#![expect(clippy::print_stderr, reason = "what was passed over is for the reader of a test's output")]
 
 mod small;
 
@@ -40,6 +41,7 @@ fn run(python: &str, what: &str, folder: &Utf8Path) {
         .arg(tests().join("python/models.py"))
         .args([what, folder.as_str()])
         .env("HF_HUB_OFFLINE", "1")
+        .env("OMP_NUM_THREADS", "1")
         .env("TOKENIZERS_PARALLELISM", "false")
         .output()
         .unwrap();

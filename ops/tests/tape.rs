@@ -437,8 +437,7 @@ fn a_row_of_targets_in_any_order_has_the_gradient_of_the_row_in_order() {
     let run = |targets: &[Target]| {
         let mut model = small::random(&config, 3);
         model.train(&ids, &Packing::single(12), targets, 1.0, |_, s| s.logp).unwrap();
-        let grads = model.params().iter().map(|p| p.grad.clone().unwrap()).collect::<Vec<Tensor>>();
-        grads
+        model.params().iter().map(|p| p.grad.clone().unwrap()).collect::<Vec<Tensor>>()
     };
     let reversed: Vec<Target> = targets.iter().rev().copied().collect();
     for (a, b) in run(&targets).iter().zip(run(&reversed)) {

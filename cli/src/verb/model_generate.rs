@@ -10,7 +10,7 @@ use actloom_ops::tool::generate::{Generated, Prompt, Sampling, generate, read_me
 use super::model::source;
 use crate::args::{self, Generate, Global};
 use crate::exit::{Exit, Failure};
-use crate::terminal::{out, out_json, out_part, say};
+use crate::terminal::{out_json, out_part, say};
 
 /// The library's view of the flags.
 pub fn sampling(args: &args::Sampling, max_tokens: u32) -> Sampling {
@@ -49,7 +49,7 @@ pub fn run(args: &Generate, global: &Global) -> Result<Exit, Failure> {
         }
     } else {
         let texts: Vec<String> = samples.into_iter().map(|sample| sample.text).collect();
-        out(&texts.join("\n---\n"));
+        out_part(&(texts.join("\n---\n") + "\n"));
     }
     Ok(Exit::Done)
 }

@@ -53,12 +53,13 @@ fn model(info: &ModelInfo) -> String {
     let Some(memory) = &info.memory else { return page };
     let training = |t: &Training| {
         let (gradients, moments) = (text::bytes(t.gradients), text::bytes(t.optimizer));
-        format!("{}: {} trained, gradients {gradients}, AdamW {moments}", text::bytes(t.total), count(t.trainable))
+        let trained = text::count(t.trainable as f64);
+        format!("{}: {trained} trained, gradients {gradients}, AdamW {moments}", text::bytes(t.total))
     };
     let rows = vec![
         ("weights", text::bytes(memory.weights)),
         ("cache per token", text::bytes(memory.kv_per_token)),
-        ("training, all", training(&memory.full)),
+        ("training, everything", training(&memory.full)),
         ("training, LoRA r=16", training(&memory.lora)),
         ("and per 1,000 tokens", text::bytes(memory.activations_per_1000_tokens)),
     ];

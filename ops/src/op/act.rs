@@ -76,7 +76,7 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
     fn ports(&self, p: &Params) -> Ports {
@@ -88,7 +88,7 @@ impl Op for Act {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        p.training.check_sampled()
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

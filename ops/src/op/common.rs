@@ -53,16 +53,7 @@ pub fn note_policy(ctx: &OpContext<'_>, policy: &dyn Policy) {
         ctx.note("device", who.at.as_str());
     }
     ctx.note("reproducible", who.reproducible);
-    ctx.note(
-        "policy",
-        serde_json::json!({
-            "make": who.make,
-            "served": who.served,
-            "at": who.at,
-            "reproducible": who.reproducible,
-            "cost": policy.cost(),
-        }),
-    );
+    ctx.note("policy", serde_json::json!({ "who": who, "cost": policy.cost() }));
 }
 
 /// The state before turn `turn` of an episode.

@@ -1,11 +1,103 @@
 //! Parameters that `act` and `rl` share: one policy-optimisation loop, two kinds of question.
 
+use actloom_engine::op::Problem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::training::{Defaults, Training};
 use crate::reward::Reward;
-use crate::train::grpo::{Aggregation, Settings};
+use crate::train::grpo::Settings;
+use crate::train::objective::advantage::Advantage;
+use crate::train::objective::{Aggregation, Bound, Correction, KlEstimator, Level, Objective, Surrogate};
+
+/// Published objectives by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Mean over each response's tokens, then over responses. Shao et al., 2024.
+    Grpo,
+    /// Mean over all tokens of the update, as the defaults are.
+    Bnpo,
+    /// Divided by a constant length; advantages are not divided by their deviation. Liu et al., 2025.
+    DrGrpo,
+    /// Mean over all tokens, and a wider range above 1 than below. Yu et al., 2025.
+    Dapo,
+    /// One ratio for each response, and a very narrow range. Zheng et al., 2025.
+    Gspo,
+    /// The ratio is a capped constant weight. MiniMax, 2025.
+    Cispo,
+}
+
+/// What an objective by name is made of, and the clip range it comes with.
+struct Made {
+    ratio: Level,
+    surrogate: Surrogate,
+    aggregation: Aggregation,
+    advantage: Advantage,
+    clip_low: f64,
+    clip_high: f64,
+}
+
+impl Loss {
+    fn made(this: Option<Loss>) -> Made {
+        let plain = Made {
+            ratio: Level::Token,
+            surrogate: Surrogate::Clip,
+            aggregation: Aggregation::Token,
+            advantage: Advantage::Group,
+            clip_low: 0.2,
+            clip_high: 0.2,
+        };
+        match this {
+            None | Some(Loss::Bnpo) => plain,
+            Some(Loss::Grpo) => Made { aggregation: Aggregation::Sequence, ..plain },
+            Some(Loss::DrGrpo) => Made { aggregation: Aggregation::Constant, advantage: Advantage::None, ..plain },
+            Some(Loss::Dapo) => Made { clip_high: 0.28, ..plain },
+            Some(Loss::Gspo) => Made {
+                ratio: Level::Sequence,
+                aggregation: Aggregation::Sequence,
+                clip_low: 3e-4,
+                clip_high: 4e-4,
+                ..plain
+            },
+            Some(Loss::Cispo) => Made { surrogate: Surrogate::Weight, clip_high: 4.0, ..plain },
+        }
+    }
+}
+
+/// Where a weight for the gap between sampler and trainer applies, and what happens above its cap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Gap {
+    /// A weight a token; above the cap it is the cap.
+    TokenTruncate,
+    /// A weight a token; above the cap it is 0.
+    TokenMask,
+    /// A weight a response; above the cap it is the cap.
+    SequenceTruncate,
+    /// A weight a response; above the cap it is 0.
+    SequenceMask,
+}
+
+impl Gap {
+    fn parts(self) -> (Level, Bound) {
+        match self {
+            Gap::TokenTruncate => (Level::Token, Bound::Truncate),
+            Gap::TokenMask => (Level::Token, Bound::Mask),
+            Gap::SequenceTruncate => (Level::Sequence, Bound::Truncate),
+            Gap::SequenceMask => (Level::Sequence, Bound::Mask),
+        }
+    }
+}
+
+/// A value as a recipe writes it.
+fn written<T: Serialize>(value: T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
 
 /// Parameters of `act` and `rl`.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -43,20 +135,50 @@ pub struct Params {
     /// What a response is worth; exactly one part applies.
     #[serde(default)]
     pub reward: Reward,
-    /// How far below 1 the ratio may fall before it stops counting (for bad responses).
-    #[serde(default = "clip")]
+    /// A published objective by name: what it is made of is fixed, its clip range is a default.
+    #[serde(default)]
+    pub loss: Option<Loss>,
+    /// What has a ratio: `token` if no `loss` says otherwise.
+    #[serde(default)]
+    pub ratio: Option<Level>,
+    /// How the ratio becomes a loss: `clip` if no `loss` says otherwise.
+    #[serde(default)]
+    pub surrogate: Option<Surrogate>,
+    /// How far below 1 the ratio may fall before it stops counting (for bad responses): 0.2 if no `loss` says otherwise.
+    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub clip_low: f64,
-    /// How far above 1 the ratio may rise before it stops counting (for good responses).
-    #[serde(default = "clip")]
-    #[schemars(range(min = 0.0, max = 10.0))]
-    pub clip_high: f64,
-    /// Weight of the k3 divergence from the starting model, in the loss.
+    pub clip_low: Option<f64>,
+    /// How far above 1 the ratio may rise before it stops counting (for good responses): 0.2 if no `loss` says otherwise.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub clip_high: Option<f64>,
+    /// Largest ratio that counts for bad responses too (two-sided clipping); above 1 + `clip_high`.
+    #[serde(default)]
+    #[schemars(range(min = 1.0, max = 1000.0))]
+    pub delta: Option<f64>,
+    /// How token losses become one number: `token` if no `loss` says otherwise.
+    #[serde(default)]
+    pub aggregation: Option<Aggregation>,
+    /// How rewards become advantages: `group` if no `loss` says otherwise.
+    #[serde(default)]
+    pub advantage: Option<Advantage>,
+    /// Weight of the divergence from the starting model, in the loss.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub kl: f64,
+    /// How that divergence is estimated from a token.
     #[serde(default)]
-    pub aggregation: Aggregation,
+    pub kl_estimator: KlEstimator,
+    /// Multiplies the estimate by the ratio, so that it holds for responses of an older policy.
+    #[serde(default)]
+    pub kl_times_ratio: bool,
+    /// Importance weights for the gap between the sampler's log-probabilities and the trainer's.
+    #[serde(default)]
+    pub correction: Option<Gap>,
+    /// Largest such weight: 2 unless given.
+    #[serde(default)]
+    #[schemars(range(min = 0.0001, max = 1000.0))]
+    pub correction_cap: Option<f64>,
 }
 
 /// Defaults of training on what the model itself says.
@@ -85,13 +207,74 @@ fn temperature() -> f64 {
 fn max_tokens() -> usize {
     48
 }
-fn clip() -> f64 {
-    0.2
-}
 
 impl Params {
+    /// The objective and the advantages: what `loss` names, changed by what is set beside it.
+    pub fn objective(&self) -> (Objective, Advantage) {
+        let made = Loss::made(self.loss);
+        let correction = self.correction.map(|gap| {
+            let (level, bound) = gap.parts();
+            Correction { level, bound, cap: self.correction_cap.unwrap_or(2.0) }
+        });
+        let objective = Objective {
+            ratio: self.ratio.unwrap_or(made.ratio),
+            surrogate: self.surrogate.unwrap_or(made.surrogate),
+            clip_low: self.clip_low.unwrap_or(made.clip_low),
+            clip_high: self.clip_high.unwrap_or(made.clip_high),
+            delta: self.delta,
+            correction,
+            kl: self.kl,
+            kl_estimator: self.kl_estimator,
+            kl_times_ratio: self.kl_times_ratio,
+            aggregation: self.aggregation.unwrap_or(made.aggregation),
+        };
+        (objective, self.advantage.unwrap_or(made.advantage))
+    }
+
+    /// Settings that contradict each other.
+    pub fn check(&self) -> Vec<Problem> {
+        let mut problems = self.training.check_sampled();
+        if let Some(loss) = self.loss {
+            let made = Loss::made(self.loss);
+            let fixed = [
+                ("ratio", self.ratio.map(written), written(made.ratio)),
+                ("surrogate", self.surrogate.map(written), written(made.surrogate)),
+                ("aggregation", self.aggregation.map(written), written(made.aggregation)),
+                ("advantage", self.advantage.map(written), written(made.advantage)),
+            ];
+            for (name, set, want) in fixed {
+                if let Some(set) = set.filter(|set| *set != want) {
+                    let loss = written(loss);
+                    let message = format!("`{name}` is `{set}`, but the loss `{loss}` has `{want}`");
+                    let help = "leave `loss` out to combine settings freely, or leave this one out";
+                    problems.push(Problem::new(&[name], message).help(help));
+                }
+            }
+        }
+        let (objective, _) = self.objective();
+        if objective.surrogate == Surrogate::Weight {
+            for (name, set) in [("clip_low", self.clip_low.is_some()), ("delta", self.delta.is_some())] {
+                if set {
+                    let message =
+                        format!("`{name}` does nothing where the ratio is a weight, expected `clip_high` alone");
+                    problems.push(Problem::new(&[name], message));
+                }
+            }
+        } else if let Some(delta) = self.delta.filter(|delta| *delta <= 1.0 + objective.clip_high) {
+            let message =
+                format!("`delta` is {delta}, expected more than 1 + `clip_high` = {}", 1.0 + objective.clip_high);
+            problems.push(Problem::new(&["delta"], message));
+        }
+        if self.correction_cap.is_some() && self.correction.is_none() {
+            let message = "there is no weight to cap, expected a `correction` beside `correction_cap`";
+            problems.push(Problem::new(&["correction_cap"], message));
+        }
+        problems
+    }
+
     /// Settings of the loop.
     pub fn settings(&self, seed: u64) -> Settings {
+        let (objective, advantage) = self.objective();
         Settings {
             group: self.group,
             epochs: self.epochs,
@@ -104,12 +287,67 @@ impl Params {
             checkpoint_every: self.training.checkpoint_every,
             temperature: self.temperature as f32,
             max_tokens: self.max_tokens,
-            clip_low: self.clip_low as f32,
-            clip_high: self.clip_high as f32,
-            kl: self.kl as f32,
-            aggregation: self.aggregation,
+            objective,
+            advantage,
             row_tokens: self.training.row_tokens,
             seed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn params(value: Value) -> Params {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn without_a_name_the_objective_is_the_default_one() {
+        assert_eq!(params(json!({})).objective(), (Objective::default(), Advantage::Group));
+        assert_eq!(params(json!({ "loss": "bnpo" })).objective(), params(json!({})).objective());
+        assert!(params(json!({ "aggregation": "sequence", "clip_high": 0.3, "delta": 1.4 })).check().is_empty());
+    }
+
+    #[test]
+    fn names_expand_to_settings_and_keep_what_is_said_beside_them() {
+        let (gspo, _) = params(json!({ "loss": "gspo", "clip_low": 0.001 })).objective();
+        assert_eq!((gspo.ratio, gspo.aggregation), (Level::Sequence, Aggregation::Sequence));
+        assert_eq!((gspo.clip_low, gspo.clip_high), (0.001, 4e-4));
+        let (dr, advantage) = params(json!({ "loss": "dr_grpo", "advantage": "none" })).objective();
+        assert_eq!((dr.aggregation, advantage), (Aggregation::Constant, Advantage::None));
+        let (dapo, _) =
+            params(json!({ "loss": "dapo", "correction": "token_mask", "correction_cap": 3.0 })).objective();
+        assert_eq!((dapo.clip_low, dapo.clip_high), (0.2, 0.28));
+        let correction = Correction { level: Level::Token, bound: Bound::Mask, cap: 3.0 };
+        assert_eq!(dapo.correction, Some(correction));
+        let (grpo, _) = params(json!({ "loss": "grpo" })).objective();
+        assert_eq!(grpo, Objective { aggregation: Aggregation::Sequence, ..Objective::default() });
+        let (cispo, _) = params(json!({ "loss": "cispo" })).objective();
+        assert_eq!((cispo.surrogate, cispo.clip_high), (Surrogate::Weight, 4.0));
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused_by_their_path() {
+        let cases = [
+            (json!({ "loss": "gspo", "ratio": "token" }), "ratio"),
+            (json!({ "loss": "grpo", "surrogate": "weight" }), "surrogate"),
+            (json!({ "loss": "dapo", "aggregation": "sequence" }), "aggregation"),
+            (json!({ "loss": "dr_grpo", "advantage": "group" }), "advantage"),
+            (json!({ "loss": "cispo", "clip_low": 0.1 }), "clip_low"),
+            (json!({ "surrogate": "weight", "delta": 9.0 }), "delta"),
+            (json!({ "clip_high": 0.5, "delta": 1.5 }), "delta"),
+            (json!({ "correction_cap": 2.0 }), "correction_cap"),
+        ];
+        for (value, path) in cases {
+            let problems = params(value.clone()).check();
+            let paths: Vec<&[String]> = problems.iter().map(|p| p.path.as_slice()).collect();
+            assert_eq!(paths, [[path.to_owned()]], "{value}: {problems:?}");
+        }
+        let both = params(json!({ "loss": "dr_grpo", "advantage": "rloo", "aggregation": "token" })).check();
+        assert_eq!(both.len(), 2, "all of them are said: {both:?}");
+        assert_eq!(both[0].message, "`aggregation` is `token`, but the loss `dr_grpo` has `constant`");
     }
 }

@@ -40,7 +40,7 @@ pub struct Rl;
 impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "learns by GRPO to act as the expert does at the states of its episodes";
 
     fn ports(&self, p: &Params) -> Ports {
@@ -52,7 +52,7 @@ impl Op for Rl {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        p.training.check_sampled()
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

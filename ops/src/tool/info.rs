@@ -390,3 +390,46 @@ fn plain(value: &gguf_file::Value) -> Value {
         V::Array(list) => serde_json::json!({ "length": list.len() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8PathBuf;
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn a_gguf_file_is_described_by_its_metadata_and_types() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("m.gguf")).unwrap();
+        let tensor = Tensor::ones((4, 64), DType::F32, &Device::Cpu).unwrap();
+        let packed = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
+        let plain = QTensor::quantize(&tensor.narrow(0, 0, 1).unwrap(), GgmlDType::F32).unwrap();
+        let name = gguf_file::Value::String("llama".to_owned());
+        let words = gguf_file::Value::Array(vec![gguf_file::Value::U32(1), gguf_file::Value::U32(2)]);
+        let metadata = [("general.architecture", &name), ("tokenizer.ggml.tokens", &words)];
+        let mut file = fs_err::File::create(&path).unwrap();
+        gguf_file::write(&mut file, &metadata, &[("a", &packed), ("b", &plain), ("c", &packed)]).unwrap();
+        drop(file);
+        let Info::Gguf(info) = info(&path).unwrap() else { panic!("not taken for a GGUF file") };
+        assert_eq!((info.architecture.as_str(), info.parameters, info.chat_template), ("llama", 576, false));
+        let types: Vec<_> = info.quantization.iter().map(|q| (q.dtype.as_str(), q.tensors, q.parameters)).collect();
+        assert_eq!(types, [("Q8_0", 2, 512), ("F32", 1, 64)]);
+        assert_eq!(info.metadata["tokenizer.ggml.tokens"], serde_json::json!({ "length": 2 }));
+    }
+
+    #[test]
+    fn a_field_that_is_missing_is_named_and_one_that_is_malformed_once() {
+        let folder = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
+        let mut config = read_config(&folder).unwrap();
+        assert_eq!(refusals(&config), []);
+        config["hidden_size"] = serde_json::json!("wide");
+        let found = refusals(&config);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].field.as_deref(), Some("hidden_size"));
+        config.as_object_mut().unwrap().remove("hidden_size");
+        let found = refusals(&config);
+        assert!(found.len() == 1 && found[0].reason.contains("hidden_size"), "{found:?}");
+    }
+}

@@ -157,3 +157,75 @@ impl Talk {
         Ok(answer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use actloom_engine::op::DeviceRequest;
+    use camino::Utf8PathBuf;
+
+    use super::*;
+
+    fn talk() -> Talk {
+        let folder = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
+        let source = Source { folder, adapter: None, device: DeviceRequest::Cpu };
+        let sampling =
+            Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, max_tokens: 9, stop: Vec::new(), seed: 0 };
+        Talk::open(&source, Some("be brief"), sampling).unwrap()
+    }
+
+    fn say(talk: &mut Talk, line: &str) -> Answer {
+        talk.say(line, &|| false, &mut |_| {}).unwrap()
+    }
+
+    /// What the model says after `ids`, from an empty cache.
+    fn afresh(talk: &Talk, ids: &[u32], n: usize) -> Vec<u32> {
+        let mut sequence = talk.model.sequence();
+        let mut feed = ids.to_vec();
+        let mut said = Vec::new();
+        for _ in 0..n {
+            let z = talk.model.extend(&mut [(&mut sequence, &feed)]).unwrap().to_vec2::<f32>().unwrap().remove(0);
+            let best = (0..z.len()).fold(0, |best, i| if z[i] > z[best] { i } else { best });
+            said.push(best as u32);
+            feed = vec![best as u32];
+        }
+        said
+    }
+
+    #[test]
+    fn the_cache_goes_on_and_changes_no_answer() {
+        let mut talk = talk();
+        let first = say(&mut talk, "open the door");
+        assert_eq!(first.reused, 0);
+        let known = talk.ids.clone();
+        let second = say(&mut talk, "and now?");
+        assert_eq!(second.reused, first.prompt + first.sampled - 1, "all but the last id was in the cache");
+        assert_eq!(talk.ids[..known.len()], known, "what was sampled stays as it is");
+        let (prompt, answer) = talk.ids.split_at(second.prompt);
+        assert_eq!(answer, afresh(&talk, prompt, second.sampled));
+    }
+
+    #[test]
+    fn an_answer_that_is_stopped_counts_and_the_next_turn_follows_it() {
+        let mut talk = talk();
+        let stopped = talk.say("open the door", &|| true, &mut |_| {}).unwrap();
+        assert_eq!((stopped.end, stopped.sampled), (End::Interrupted, 1));
+        let next = say(&mut talk, "and now?");
+        assert_eq!(next.reused, stopped.prompt, "the one id that was sampled is not in the cache yet");
+        let (prompt, answer) = talk.ids.split_at(next.prompt);
+        assert_eq!(answer, afresh(&talk, prompt, next.sampled));
+    }
+
+    #[test]
+    fn a_turn_that_failed_leaves_the_conversation_and_a_reset_keeps_the_system_text() {
+        let mut talk = talk();
+        let first = say(&mut talk, "open the door");
+        let long = "word ".repeat(3000);
+        let error = talk.say(&long, &|| false, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("2048"), "{error}");
+        assert_eq!(talk.messages.len(), 3);
+        say(&mut talk, "and now?");
+        talk.reset();
+        let again = say(&mut talk, "open the door");
+        assert_eq!((again.text, again.prompt), (first.text, first.prompt));
+    }
+}

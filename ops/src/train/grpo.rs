@@ -1,40 +1,27 @@
 //! Group-relative policy optimisation. Shao et al., "DeepSeekMath", 2024; conventions of TRL's loss.
 //!
-//! For each prompt: G sampled responses, a reward each, advantage A = (r - mean) / (sample std + 1e-4) within the
-//! group; per token, ratio = exp(logp - logp_old), loss = -min(ratio A, clip(ratio, 1 - low, 1 + high) A) + beta k3,
-//! k3 = exp(ref - logp) - (ref - logp) - 1, added after clipping; summed over tokens and divided by the token count of
-//! the whole update (`token`, as DAPO) or averaged by sequence first (`sequence`, as GRPO).
+//! 1. Questions are chosen. 2. For each prompt G responses are sampled. 3. Each is judged, and compared with its group.
+//! 4. Updates: the loss is that of [`objective`](super::objective), computed row by row by [`update`](super::update).
+//! 5. Metrics. 6. Checkpoint.
 //!
 //! Left out of the published algorithm: nothing of the objective; several epochs over one batch are `updates`. The
-//! sampler and the trainer share their kernels, so old log-probabilities are the sampler's and the gap between the two
-//! is measured at every update (`logp_gap`). A group's prompt is computed once, and equal responses of a group are one
-//! segment whose terms add up: both are exact.
+//! sampler and the trainer share their kernels, so old log-probabilities are the sampler's, unless a `correction` asks for
+//! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
+//! and equal responses of a group are one segment whose terms add up: both are exact.
 
 use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::batch::Row;
 use super::checkpoint::{self, Position};
+use super::objective::advantage::{Advantage, advantages};
+use super::objective::{Objective, Tally};
 use super::optimizer::{self, Optimizer};
 use super::schedule::Schedule;
+use super::update::{self, Group, Outcome as Update, Sample};
 use crate::infer::{Completion, Request, complete, prefill};
-use crate::model::{Model, failed};
-use crate::nn::cpu::simd::exp;
+use crate::model::Model;
 use crate::reward::Outcome;
 use crate::rng::Rng;
-
-/// How token losses become one number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Aggregation {
-    /// Sum over tokens divided by the update's token count (DAPO).
-    #[default]
-    Token,
-    /// Mean over tokens of each response, then over responses (GRPO).
-    Sequence,
-}
 
 /// Settings of the objective and the sampling.
 #[derive(Clone, Debug, Default)]
@@ -54,10 +41,8 @@ pub struct Settings {
     pub checkpoint_every: u64,
     pub temperature: f32,
     pub max_tokens: usize,
-    pub clip_low: f32,
-    pub clip_high: f32,
-    pub kl: f32,
-    pub aggregation: Aggregation,
+    pub objective: Objective,
+    pub advantage: Advantage,
     pub row_tokens: usize,
     /// What is sampled and how data is ordered.
     pub seed: u64,
@@ -76,106 +61,8 @@ pub trait Questions {
     fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
 }
 
-/// One group after sampling.
-struct Group {
-    question: usize,
-    completions: Vec<Completion>,
-    advantages: Vec<f32>,
-}
-
-/// (r - mean) / (sample std + 1e-4); zeros where the rewards are all equal.
-pub fn advantages(rewards: &[f64]) -> Vec<f32> {
-    let n = rewards.len() as f64;
-    let mean = rewards.iter().sum::<f64>() / n;
-    if rewards.iter().all(|r| *r == rewards[0]) {
-        return vec![0.0; rewards.len()];
-    }
-    let variance = rewards.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    rewards.iter().map(|r| ((r - mean) / (variance.sqrt() + 1e-4)) as f32).collect()
-}
-
-/// d loss / d logp of one token, and whether the low or the high side clipped it.
-///
-/// `old` is the log-probability it was sampled with, `reference` the one for KL (weight `kl`).
-pub fn token_gradient(
-    logp: f32,
-    old: f32,
-    reference: Option<f32>,
-    advantage: f32,
-    settings: &Settings,
-) -> (f32, bool, bool) {
-    let ratio = exp(logp - old);
-    let low = advantage < 0.0 && ratio < 1.0 - settings.clip_low;
-    let high = advantage > 0.0 && ratio > 1.0 + settings.clip_high;
-    let mut gradient = if low || high { 0.0 } else { -ratio * advantage };
-    if let Some(reference) = reference {
-        gradient += settings.kl * (1.0 - exp(reference - logp));
-    }
-    (gradient, low, high)
-}
-
-/// A segment of a row: one distinct response, with the advantages of everyone who gave it.
-struct Piece {
-    advantages: Vec<f32>,
-    weights: Vec<f32>,
-    old: Vec<f32>,
-    reference: Vec<f32>,
-}
-
-/// Packs groups into rows: prompt as root, distinct responses as children. Each target gets its piece and position.
-fn rows(groups: &[&Group], prompts: &dyn Questions, settings: &Settings, keep_flat: bool) -> Vec<(Row, Vec<Piece>)> {
-    let tokens: usize = groups.iter().flat_map(|g| &g.completions).map(|c| c.ids.len()).sum();
-    let responses: usize = groups.iter().map(|g| g.completions.len()).sum();
-    let mut out: Vec<(Row, Vec<Piece>)> = Vec::new();
-    for group in groups {
-        if !keep_flat && group.advantages.iter().all(|a| *a == 0.0) {
-            continue;
-        }
-        let prompt = prompts.prompt(group.question);
-        let size = prompt.len() + group.completions.iter().map(|c| c.ids.len()).sum::<usize>();
-        if out.last().is_none_or(|(row, _)| row.ids.len() + size > settings.row_tokens) {
-            out.push((Row::default(), Vec::new()));
-        }
-        let Some((row, pieces)) = out.last_mut() else { continue };
-        let root = row.add(0, None, prompt, |_| false);
-        row.members.pop();
-        let mut distinct: Vec<(&[u32], usize)> = Vec::new();
-        for (completion, advantage) in group.completions.iter().zip(&group.advantages) {
-            let weight = match settings.aggregation {
-                Aggregation::Token => 1.0 / tokens as f32,
-                Aggregation::Sequence => 1.0 / (completion.ids.len() * responses) as f32,
-            };
-            if let Some((_, piece)) = distinct.iter().find(|(ids, _)| *ids == completion.ids) {
-                pieces[*piece].advantages.push(*advantage);
-                pieces[*piece].weights.push(weight);
-                continue;
-            }
-            let piece = pieces.len();
-            distinct.push((&completion.ids, piece));
-            pieces.push(Piece {
-                advantages: vec![*advantage],
-                weights: vec![weight],
-                old: completion.logps.clone(),
-                reference: Vec::new(),
-            });
-            row.add(piece, Some(root), &completion.ids, |_| true);
-        }
-    }
-    out
-}
-
-/// Sums over an update, for its metrics.
-#[derive(Default)]
-struct Tally {
-    tokens: f64,
-    entropy: f64,
-    kl: f64,
-    low: f64,
-    high: f64,
-    gap: f64,
-}
-
-/// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where `settings.kl` is not 0.
+/// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where the objective's
+/// `kl` is not 0.
 ///
 /// # Errors
 /// `Interrupted` with a checkpoint in scratch; what the optimizer refuses.
@@ -200,6 +87,12 @@ pub fn run(
     let counter = |name: &str| position.counters.get(name).copied().unwrap_or(0.0);
     let (mut updates, mut skipped) = (counter("updates") as u64, counter("skipped"));
     let (mut sampled, mut trained) = (0u64, 0u64);
+    let how = update::Settings {
+        objective: settings.objective,
+        temperature: settings.temperature,
+        longest: settings.max_tokens,
+        row_tokens: settings.row_tokens,
+    };
     for step in position.step..steps {
         let at = step + 1;
         let _span = tracing::debug_span!("batch", step).entered();
@@ -227,72 +120,59 @@ pub fn run(
         let mut completions = complete(model, &text.eos, requests, &|| false)?.into_iter();
         drop(sampling);
         // 3. judge, and compare within the group
-        let mut groups = Vec::with_capacity(chosen.len());
-        let mut outcomes = Vec::new();
+        let mut groups: Vec<Group<'_>> = Vec::with_capacity(chosen.len());
+        let (mut outcomes, mut rewards) = (Vec::new(), Vec::new());
+        let mut truncated = 0.0;
         for question in chosen {
-            let completions: Vec<Completion> = completions.by_ref().take(settings.group).collect();
-            let mut rewards = Vec::with_capacity(settings.group);
-            for c in &completions {
-                let answer = match c.ids.split_last() {
-                    Some((_, head)) if c.ended => Some(text.decode(head)?),
+            let mut samples = Vec::with_capacity(settings.group);
+            let mut of_group = Vec::with_capacity(settings.group);
+            for c in completions.by_ref().take(settings.group) {
+                let Completion { ids, logps, ended, .. } = c;
+                let answer = match ids.split_last() {
+                    Some((_, head)) if ended => Some(text.decode(head)?),
                     _ => None,
                 };
                 let outcome = questions.judge(*question, answer.as_deref());
-                rewards.push(outcome.reward);
+                if !outcome.reward.is_finite() {
+                    let (r, reward) = (samples.len() + 1, outcome.reward);
+                    return Err(OpError::failed(format!(
+                        "the reward of response {r} of {} to question {question} is {reward}, expected a finite number",
+                        settings.group
+                    )));
+                }
+                of_group.push(outcome.reward);
                 outcomes.push(outcome);
+                truncated += f64::from(u8::from(!ended));
+                samples.push(Sample { ids, sampling: logps, ..Sample::default() });
             }
-            groups.push(Group { question: *question, advantages: advantages(&rewards), completions });
+            rewards.push(of_group);
+            groups.push(Group { question: *question, prompt: questions.prompt(*question), samples });
         }
-        let responses: usize = groups.iter().map(|g| g.completions.len()).sum();
-        let tokens: usize = groups.iter().flat_map(|g| &g.completions).map(|c| c.ids.len()).sum();
+        for (group, of_group) in groups.iter_mut().zip(advantages(&rewards, settings.advantage)) {
+            for (sample, advantage) in group.samples.iter_mut().zip(of_group) {
+                sample.advantage = advantage;
+            }
+        }
+        let responses: usize = groups.iter().map(|g| g.samples.len()).sum();
+        let tokens: usize = groups.iter().flat_map(|g| &g.samples).map(|s| s.ids.len()).sum();
         sampled += tokens as u64;
+        let at_batch = |error: OpError| match error {
+            OpError::Failed { message, help } => OpError::Failed { message: format!("batch {at}: {message}"), help },
+            other => other,
+        };
+        update::score(model, &mut groups, &how).map_err(at_batch)?;
         // 4. updates: the batch in order, cut into equal parts
-        let mut tally = Tally::default();
+        let mut seen: Vec<Update> = Vec::new();
         let (mut norm, mut steps_taken) = (0.0, 0);
         let share = groups.len().div_ceil(settings.updates);
         for part in groups.chunks(share) {
             let _span = tracing::debug_span!("update").entered();
-            let part: Vec<&Group> = part.iter().collect();
             let lr = settings.lr * settings.schedule.factor(updates, total_updates, settings.warmup);
             updates += 1;
-            let mut reached = false;
-            for (row, mut pieces) in rows(&part, questions, settings, settings.kl > 0.0) {
-                if let (Some(reference), true) = (reference, settings.kl > 0.0) {
-                    let stats =
-                        reference.score(&row.ids, &row.packing, &row.targets, settings.temperature).map_err(failed)?;
-                    for (piece, range) in &row.members {
-                        pieces[*piece].reference = stats[range.clone()].iter().map(|s| s.logp).collect();
-                    }
-                }
-                let mut owner = Vec::with_capacity(row.targets.len());
-                for (piece, range) in &row.members {
-                    owner.extend((0..range.len()).map(|i| (*piece, i)));
-                }
-                model
-                    .train(&row.ids, &row.packing, &row.targets, settings.temperature, |target, stats| {
-                        let (piece, i) = owner[target];
-                        let p = &pieces[piece];
-                        let mut gradient = 0.0;
-                        for (advantage, weight) in p.advantages.iter().zip(&p.weights) {
-                            let reference = p.reference.get(i).copied();
-                            let (g, low, high) = token_gradient(stats.logp, p.old[i], reference, *advantage, settings);
-                            gradient += g * weight;
-                            tally.tokens += 1.0;
-                            tally.entropy += f64::from(stats.entropy);
-                            tally.low += f64::from(u8::from(low));
-                            tally.high += f64::from(u8::from(high));
-                            tally.gap = tally.gap.max(f64::from((stats.logp - p.old[i]).abs()));
-                            if let Some(r) = reference {
-                                let d = f64::from(r - stats.logp);
-                                tally.kl += d.exp() - d - 1.0;
-                            }
-                        }
-                        gradient
-                    })
-                    .map_err(failed)?;
-                trained += row.ids.len() as u64;
-                reached = true;
-            }
+            let update = update::accumulate(model, reference, part, &how).map_err(at_batch)?;
+            let reached = update.reached;
+            trained += update.trained;
+            seen.push(update);
             if reached {
                 norm += optimizer.step(model, lr).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
                 steps_taken += 1;
@@ -305,8 +185,8 @@ pub fn run(
         let mean = |f: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / n;
         let reward = mean(&|o| o.reward);
         let correct = mean(&|o| f64::from(u8::from(o.correct)));
-        let flat = groups.iter().filter(|g| g.advantages.iter().all(|a| *a == 0.0)).count() as f64;
-        let truncated = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.ended).count() as f64 / n;
+        let flat = groups.iter().filter(|g| g.flat()).count() as f64;
+        let truncated = truncated / n;
         ctx.metric(at, "reward", reward);
         ctx.metric(at, "accuracy", correct);
         ctx.metric(at, "malformed", mean(&|o| f64::from(u8::from(o.malformed))));
@@ -320,18 +200,7 @@ pub fn run(
         ctx.metric(at, "length", tokens as f64 / n);
         ctx.metric(at, "truncated", truncated);
         ctx.metric(at, "zero_variance", flat / groups.len() as f64);
-        if tally.tokens > 0.0 {
-            ctx.metric(at, "entropy", tally.entropy / tally.tokens);
-            ctx.metric(at, "clip_low", tally.low / tally.tokens);
-            ctx.metric(at, "clip_high", tally.high / tally.tokens);
-            if settings.updates == 1 {
-                // later updates of one batch differ on purpose; the first must not
-                ctx.metric(at, "logp_gap", tally.gap);
-            }
-            if settings.kl > 0.0 {
-                ctx.metric(at, "kl", tally.kl / tally.tokens);
-            }
-        }
+        report(ctx, at, &seen, &settings.objective);
         if steps_taken > 0 {
             ctx.metric(at, "grad_norm", norm / f64::from(steps_taken));
         }
@@ -367,4 +236,34 @@ pub fn run(
     ctx.note("tokens_sampled", sampled);
     ctx.note("tokens_trained", trained);
     Ok(())
+}
+
+/// Metrics of a batch's updates. The gap between sampler and trainer is that of the first part: the others meet weights
+/// that have changed since they were sampled, on purpose.
+fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) {
+    let tokens: f64 = seen.iter().map(|u| u.tally.tokens).sum();
+    if tokens == 0.0 {
+        return;
+    }
+    let mut tally = Tally::default();
+    seen.iter().for_each(|u| tally.merge(&u.tally));
+    let (low, high) = tally.clipped();
+    ctx.metric(at, "loss", tally.loss / seen.len() as f64);
+    ctx.metric(at, "entropy", seen.iter().map(|u| u.entropy).sum::<f64>() / tokens);
+    ctx.metric(at, "clip_low", low);
+    ctx.metric(at, "clip_high", high);
+    ctx.metric(at, "clip_region", low + high);
+    ctx.metric(at, "ratio", tally.ratio());
+    if let Some(first) = seen.first().filter(|u| u.tally.tokens > 0.0) {
+        ctx.metric(at, "logp_gap", first.gap);
+        ctx.metric(at, "logp_gap_mean", first.gap_sum / first.tally.tokens);
+    }
+    if objective.kl > 0.0 {
+        ctx.metric(at, "kl", tally.kl());
+    }
+    if let Some((mean, largest, cut)) = tally.weights() {
+        ctx.metric(at, "weight_mean", mean);
+        ctx.metric(at, "weight_max", largest);
+        ctx.metric(at, "weight_cut", cut);
+    }
 }

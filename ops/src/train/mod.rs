@@ -4,6 +4,8 @@ pub mod batch;
 pub mod chat;
 pub mod checkpoint;
 pub mod grpo;
+pub mod objective;
 pub mod optimizer;
 pub mod schedule;
 pub mod sft;
+pub mod update;

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 GREEDY = 12
+torch.set_num_threads(1)  # the models are tiny, and other tests run beside this
 
 
 @torch.no_grad()
@@ -41,6 +42,7 @@ def forward(model, folder):
         out[f"greedy.{i}"] = torch.tensor(new)
         out[f"lead.{i}"] = torch.tensor([lead])
     save_file(out, folder / "theirs.safetensors")
+    return min(out[key].item() for key in out if key.startswith("lead"))
 
 
 def load(folder):
@@ -119,9 +121,11 @@ def write(root):
         model.to(dtype).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
         sharded = (folder / "model.safetensors.index.json").exists()
         assert sharded == bool(shard), f"{name}: sharded {sharded}"
-        ids = [torch.randint(0, 97, (n,), generator=generator).tolist() for n in (1, 30, 90)]
-        (folder / "ids.json").write_text(json.dumps(ids))
-        forward(load(folder), folder)
+        model, lead = load(folder), 0.0
+        while lead < 1e-3:  # a near tie would decide nothing
+            ids = [torch.randint(0, 97, (n,), generator=generator).tolist() for n in (2, 30, 90)]
+            (folder / "ids.json").write_text(json.dumps(ids))
+            lead = forward(model, folder)
         if old:
             old_spelling(folder)
     for i, (name, base, settings) in enumerate(ADAPTERS):
@@ -131,8 +135,11 @@ def write(root):
         torch.manual_seed(i)
         tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, lora_dropout=0.0, **settings))
         tuned.save_pretrained(folder / "adapter")
-        (folder / "ids.json").write_text((source / "ids.json").read_text())
-        forward(load(folder), folder)
+        tuned, lead = load(folder), 0.0
+        while lead < 1e-3:
+            ids = [torch.randint(0, 97, (n,), generator=generator).tolist() for n in (2, 30, 90)]
+            (folder / "ids.json").write_text(json.dumps(ids))
+            lead = forward(tuned, folder)
 
 
 def text(folder):
