@@ -413,9 +413,9 @@ fn what_is_not_finite_stops_with_a_name_and_the_checkpoint_to_go_on_from() {
     let bench = Bench::new();
     // The row of one token is broken, and only one of the conversations has that token.
     let base = fixture("model-untied");
-    let text = Text::load(&base, &[317, 315]).unwrap();
+    let text = Text::load(&fixture("model"), &[317, 315]).unwrap();
     let broken = bench.path("broken");
-    model::copy_text_files(&base, &broken).unwrap();
+    model::copy_text_files(&fixture("model"), &broken).unwrap();
     std::fs::copy(base.join("config.json"), broken.join("config.json")).unwrap();
     let token = text.encode("~").unwrap()[0] as usize;
     let mut all = tensors(&base.join("model.safetensors"));
