@@ -13,7 +13,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
 
 use crate::id::ContentId;
 
@@ -23,7 +24,8 @@ pub fn stamp() -> SystemTime {
 }
 
 /// What stands at a path. Links are not followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     File,
     Dir,
@@ -41,6 +43,20 @@ pub struct Stat {
     /// Names of this file; 1 where the system does not say.
     pub links: u64,
     pub executable: bool,
+}
+
+/// What stands at a path, links followed, and by what one notices that it changed. Times are nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    pub kind: Kind,
+    pub bytes: u64,
+    pub executable: bool,
+    pub modified: i64,
+    /// The last change of content or properties, which nobody can set; `modified` where the system does not say.
+    pub changed: i64,
+    /// 0 where the system does not say, and so the next.
+    pub device: u64,
+    pub inode: u64,
 }
 
 /// What a folder holds, all levels together.
@@ -104,6 +120,25 @@ pub trait Disk: Debug + Send + Sync {
     fn append(&self, file: &Locked, bytes: &[u8]) -> io::Result<()>;
     /// How many calls may wait on this disk at once.
     fn lanes(&self) -> usize;
+
+    // What lies outside the store is only read, and never by a map: a file that is cut short under one ends the process.
+
+    /// Links followed; an error where nothing is.
+    fn look(&self, path: &Utf8Path) -> io::Result<Look> {
+        look(&fs::metadata(path)?)
+    }
+
+    /// The path without links.
+    fn real(&self, path: &Utf8Path) -> io::Result<Utf8PathBuf> {
+        path.canonicalize_utf8()
+    }
+
+    /// Hash of a whole file that others may change meanwhile.
+    fn hash_unmapped(&self, path: &Utf8Path) -> io::Result<ContentId> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Ok(ContentId::from_bytes(hasher.finalize().into()))
+    }
 }
 
 /// The machine's file system.
@@ -252,6 +287,27 @@ fn stat_of(meta: &fs::Metadata) -> io::Result<Stat> {
     #[cfg(not(unix))]
     let (links, executable) = (1, false);
     Ok(Stat { kind, bytes: meta.len(), modified: meta.modified()?, links, executable })
+}
+
+fn look(meta: &fs::Metadata) -> io::Result<Look> {
+    let stat = stat_of(meta)?;
+    let modified = nanoseconds(stat.modified);
+    #[cfg(unix)]
+    let (changed, device, inode) = {
+        use std::os::unix::fs::MetadataExt;
+        (meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec()), meta.dev(), meta.ino())
+    };
+    #[cfg(not(unix))]
+    let (changed, device, inode) = (modified, 0, 0);
+    Ok(Look { kind: stat.kind, bytes: stat.bytes, executable: stat.executable, modified, changed, device, inode })
+}
+
+/// Since 1970; the ends of the range stand for what lies beyond.
+pub(crate) fn nanoseconds(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
 }
 
 fn measure(path: &std::path::Path) -> io::Result<Measure> {

@@ -24,6 +24,9 @@ pub enum StoreError {
     /// Something that a store does not keep: a symbolic link, a socket, a name that not every system can spell.
     #[error("cannot store `{path}`: {why}")]
     Refused { path: String, why: &'static str },
+    /// Something outside the store that cannot be an input.
+    #[error("cannot use `{path}` as an input: {why}")]
+    Outside { path: Utf8PathBuf, why: &'static str },
     #[error("cannot check out to `{path}`: it exists, expected a free path")]
     Exists { path: Utf8PathBuf },
     #[error("`{path}` is missing from the store")]

@@ -10,6 +10,7 @@
 //!           stage/<session>.<n>    being written; garbage once its session is dead
 //!           scratch/<key>/         what an interrupted step continues from
 //!           runs/                  the engine's journal
+//!           known/<hash>.json      what a path outside the store held, and how its files looked
 //! ```
 //!
 //! Invariant: the version is a folder's name, so that a program never meets files of a layout that it does not know.
@@ -22,7 +23,7 @@ use crate::id::{ActionKey, ContentId};
 pub const VERSION: &str = "v1";
 
 /// Folders below `v1`, in the order created.
-pub const FOLDERS: [&str; 7] = ["objects", "trees", "actions", "locks", "stage", "scratch", "runs"];
+pub const FOLDERS: [&str; 8] = ["objects", "trees", "actions", "locks", "stage", "scratch", "runs", "known"];
 
 pub(crate) const SESSION_PREFIX: &str = "session-";
 pub(crate) const KEY_PREFIX: &str = "key-";
@@ -102,6 +103,10 @@ impl Layout {
 
     pub fn runs(&self) -> Utf8PathBuf {
         self.base.join("runs")
+    }
+
+    pub fn known(&self) -> Utf8PathBuf {
+        self.base.join("known")
     }
 }
 

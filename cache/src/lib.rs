@@ -3,7 +3,8 @@
 //! 1. [`Store::put`] hashes a file or a folder and keeps it as objects and a tree ([`object`], [`tree`]).
 //! 2. [`Store::publish`] writes the action record that ties a key to those artifacts ([`action`]).
 //! 3. [`Store::action`] and [`Store::complete`] answer whether a step has already run.
-//! 4. [`gc`] plans what to forget and then forgets it; [`verify`] re-hashes everything.
+//! 4. [`Store::identify`] names what a file or folder outside holds, without taking it.
+//! 5. [`gc`] plans what to forget and then forgets it; [`verify`] re-hashes everything.
 //!
 //! Invariants:
 //! - **An action record never points at something that is not there.** Objects are staged, synced and renamed, the
@@ -24,6 +25,7 @@ pub mod id;
 pub mod layout;
 pub mod lock;
 pub mod object;
+mod outside;
 mod store;
 pub mod tree;
 pub mod verify;

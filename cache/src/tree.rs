@@ -62,7 +62,7 @@ pub(crate) fn parse(text: &[u8]) -> Option<Vec<TreeEntry>> {
 }
 
 /// Why a name is not kept, if so.
-fn odd(name: &str) -> Option<&'static str> {
+pub(crate) fn odd(name: &str) -> Option<&'static str> {
     if name.is_empty() || name == "." || name == ".." {
         return Some("its name is no plain name");
     }

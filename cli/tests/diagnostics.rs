@@ -195,6 +195,20 @@ fn a_mistake_in_the_base_is_shown_in_the_base() {
 }
 
 #[test]
+fn a_path_where_nothing_is_says_where_it_was_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = Utf8Path::from_path(dir.path()).unwrap();
+    let text = format!(
+        "[vars]\nmodel = \"models/none\"\n{SOUND}[step.more]\nop = \"sft\"\nmodel = {{ path = \"$model\" }}\n\
+         data = [\"@demos\", {{ path = \"chat.jsonl\", lines = 3 }}]\n"
+    );
+    std::fs::write(dir.join("a.toml"), text).unwrap();
+    let recipe = parse(&dir.join("a.toml"), &Overrides::default()).unwrap();
+    let found = resolve(&recipe, &common::registry()).map(|_| ()).unwrap_err();
+    insta::assert_snapshot!(render::render(&found, false).replace(dir.as_str(), "DIR"));
+}
+
+#[test]
 fn colour_only_adds_escape_sequences() {
     let recipe = parse_text(Utf8Path::new("r.toml"), "[step.a]\nop = \"demo\"\n", &Overrides::default()).unwrap();
     let found = resolve(&recipe, &common::registry()).map(|_| ()).unwrap_err();

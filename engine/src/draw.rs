@@ -1,4 +1,5 @@
-//! The graph as text for Graphviz and for Mermaid, a box for each step or for each variant.
+//! The graph as text for Graphviz and for Mermaid, a box for each step or for each variant, and one for each path that
+//! feeds them.
 //!
 //! Invariants: the same graph gives the same text; names are escaped, so no label breaks the drawing. Ids of boxes are
 //! numbers in the recipe's order, since labels may hold anything.
@@ -6,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 
+use camino::Utf8Path;
 use petgraph::visit::EdgeRef;
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Source};
 
 /// Boxes and arrows, before any syntax.
 struct Drawing {
@@ -76,6 +78,19 @@ fn drawing(graph: &Graph, expanded: bool) -> Drawing {
     for edge in graph.nodes.edge_references() {
         let ends = (box_of[edge.source().index()], box_of[edge.target().index()]);
         arrows.entry(ends).or_default().insert(edge.weight());
+    }
+    // A box for each file or folder.
+    let mut outside: BTreeMap<&Utf8Path, usize> = BTreeMap::new();
+    for (node, to) in graph.nodes.node_weights().zip(&box_of) {
+        for (input, source) in node.inputs.iter().flat_map(|input| input.sources.iter().map(move |s| (input, s))) {
+            if let Source::Outside(path) = source {
+                let from = *outside.entry(&path.path).or_insert_with(|| {
+                    boxes.push((path.written.clone(), "path".to_owned()));
+                    boxes.len() - 1
+                });
+                arrows.entry((from, *to)).or_default().insert(input.port.name);
+            }
+        }
     }
     Drawing { boxes, arrows }
 }

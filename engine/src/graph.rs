@@ -1,13 +1,15 @@
 //! The resolved recipe: a petgraph graph of step variants, every name settled and every parameter typed.
 //!
 //! Invariants: acyclic; node order is the recipe's (steps as written, variants in axis order), so iteration is
-//! deterministic; every `Source` points at an existing node and one of its outputs.
+//! deterministic; every `Source` of a step points at an existing node and one of its outputs. Edges join nodes: a file
+//! or folder that is there already feeds an input and is no node.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use camino::Utf8PathBuf;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -58,12 +60,36 @@ pub struct Input {
     pub sources: Vec<Source>,
 }
 
-/// One output of one node.
+/// One artifact on its way into a port.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Source {
-    pub node: NodeIndex,
-    /// Name of the output; `metrics` is one of every node's.
-    pub output: String,
+pub enum Source {
+    /// One output of one node.
+    Step {
+        node: NodeIndex,
+        /// Name of the output; `metrics` is one of every node's.
+        output: String,
+    },
+    /// Something that is there already.
+    Outside(Outside),
+}
+
+/// A file or folder that no step made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outside {
+    /// Absolute; where ops read it.
+    pub path: Utf8PathBuf,
+    /// As the recipe says it.
+    pub written: String,
+}
+
+impl Source {
+    /// The node that makes it.
+    pub fn node(&self) -> Option<NodeIndex> {
+        match self {
+            Source::Step { node, .. } => Some(*node),
+            Source::Outside(_) => None,
+        }
+    }
 }
 
 /// The whole resolved recipe.

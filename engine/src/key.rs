@@ -82,14 +82,15 @@ pub fn manifest(
             .sources
             .iter()
             .map(|source| {
-                let from = &graph.nodes[source.node];
                 let mut artifact = Map::new();
                 artifact.insert("id".into(), content(source).map_or(Value::Null, |id| id.to_string().into()));
+                // What no step made has no labels and no step's name; its own name must not enter, or moving it would count.
+                let from = source.node().map(|node| &graph.nodes[node]);
                 if input.port.labelled {
-                    artifact.insert("labels".into(), json!(from.labels));
+                    artifact.insert("labels".into(), from.map_or(json!({}), |from| json!(from.labels)));
                 }
                 if input.port.named {
-                    artifact.insert("step".into(), json!(from.step));
+                    artifact.insert("step".into(), from.map_or("", |from| &from.step).into());
                 }
                 Value::Object(artifact)
             })
@@ -159,8 +160,12 @@ pub fn graph_dependencies(graph: &Graph) -> Vec<Vec<usize>> {
         .nodes
         .node_weights()
         .map(|node| {
-            let sources: BTreeSet<usize> =
-                node.inputs.iter().flat_map(|input| &input.sources).map(|source| source.node.index()).collect();
+            let sources: BTreeSet<usize> = node
+                .inputs
+                .iter()
+                .flat_map(|input| &input.sources)
+                .filter_map(|source| Some(source.node()?.index()))
+                .collect();
             sources.into_iter().collect()
         })
         .collect()

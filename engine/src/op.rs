@@ -25,6 +25,10 @@ impl Kind {
     pub const ANY: Kind = Kind("any");
     /// A Hugging Face folder.
     pub const MODEL: Kind = Kind("model");
+    /// A PEFT folder.
+    pub const ADAPTER: Kind = Kind("adapter");
+    /// JSON lines, one conversation a line.
+    pub const CONVERSATIONS: Kind = Kind("conversations");
     /// JSON lines, one episode a line.
     pub const EPISODES: Kind = Kind("episodes");
     /// JSON lines, sampled actions at states.

@@ -4,20 +4,21 @@
 //! 2. In topological order every node gets its key, where all its inputs are known, and a verdict.
 //! 3. What has to run is compared with the last run of the same step in the same recipe.
 //!
-//! Invariants: planning writes nothing; a node is `Reuse` only if all it reads from is; a node with inputs that will
+//! Invariants: planning writes nothing but what paths outside the store hold, so that they need not be read again; a node is `Reuse` only if all it reads from is; a node with inputs that will
 //! be made anew is `Pending`, because equal bytes may come out and stop the ripple.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use actloom_cache::{Action, ActionKey, Store, StoreError};
+use actloom_cache::{Action, ActionKey, Artifact, Store, StoreError};
+use camino::Utf8PathBuf;
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
 use serde_json::Value;
 use tracing::debug_span;
 
 use crate::diagnostic::{listed, nearest};
-use crate::graph::{Graph, Node};
+use crate::graph::{Graph, Node, Source};
 use crate::journal::Journal;
 use crate::key::{self, KeyError};
 use crate::op::DeviceRequest;
@@ -82,6 +83,9 @@ pub struct Plan {
     pub device: DeviceRequest,
     pub counts: Counts,
     pub steps: Vec<Planned>,
+    /// What the files and folders held that steps of the goal read, by absolute path.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub paths: BTreeMap<Utf8PathBuf, Artifact>,
 }
 
 impl Plan {
@@ -121,13 +125,23 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
     let mut last = None;
     let mut actions: Vec<Option<Arc<Action>>> = vec![None; dependencies.len()];
     let mut planned: Vec<Option<Planned>> = vec![None; dependencies.len()];
+    let mut paths = BTreeMap::new();
     for index in schedule::topological(&dependencies).into_iter().filter(|&index| wanted[index]) {
         let node = NodeIndex::new(index);
         let name = graph.nodes[node].display();
         let as_plan_error = |error| PlanError::Key { step: name.clone(), error };
-        let manifest = key::manifest(graph, node, goal.device, |source| {
-            let action = actions[source.node.index()].as_ref()?;
-            action.outputs.get(&source.output).map(|artifact| artifact.id)
+        for source in graph.nodes[node].inputs.iter().flat_map(|input| &input.sources) {
+            if let Source::Outside(outside) = source
+                && !paths.contains_key(&outside.path)
+            {
+                paths.insert(outside.path.clone(), store.identify(&outside.path)?);
+            }
+        }
+        let manifest = key::manifest(graph, node, goal.device, |source| match source {
+            Source::Step { node, output } => {
+                actions[node.index()].as_ref()?.outputs.get(output).map(|artifact| artifact.id)
+            }
+            Source::Outside(outside) => paths.get(&outside.path).map(|artifact| artifact.id),
         })
         .map_err(as_plan_error)?;
         let because: Vec<String> = dependencies[index]
@@ -189,7 +203,7 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
         run: count(|v| matches!(v, Verdict::Run { .. })),
         pending: count(|v| matches!(v, Verdict::Pending { .. })),
     };
-    Ok(Plan { recipe: graph.name.clone(), device: goal.device, counts, steps })
+    Ok(Plan { recipe: graph.name.clone(), device: goal.device, counts, steps, paths })
 }
 
 /// The nodes that names mean: `step` is every variant, `step[axis=label,...]` those with these labels. A leading `@` is
@@ -267,7 +281,7 @@ fn split(name: &str) -> (&str, Vec<(&str, &str)>) {
     }
 }
 
-/// Says for every changed input which node feeds it now.
+/// Says for every changed input which node or path feeds it now.
 fn name_sources(graph: &Graph, node: NodeIndex, mut reasons: Vec<Reason>) -> Vec<Reason> {
     for reason in &mut reasons {
         if let Reason::InputChanged { input, from, .. } = reason {
@@ -276,7 +290,10 @@ fn name_sources(graph: &Graph, node: NodeIndex, mut reasons: Vec<Reason>) -> Vec
                 None => (input.as_str(), 0),
             };
             let feeding = graph.nodes[node].inputs.iter().find(|candidate| candidate.port.name == port);
-            *from = feeding.and_then(|input| input.sources.get(index)).map(|source| graph.nodes[source.node].display());
+            *from = feeding.and_then(|input| input.sources.get(index)).map(|source| match source {
+                Source::Step { node, .. } => graph.nodes[*node].display(),
+                Source::Outside(outside) => outside.written.clone(),
+            });
         }
     }
     reasons
@@ -342,11 +359,11 @@ pub fn nearest_action(
 /// # Errors
 /// See [`key::manifest`].
 pub fn manifest_of(graph: &Graph, plan: &Plan, node: NodeIndex) -> Result<Value, KeyError> {
-    key::manifest(graph, node, plan.device, |source| {
-        let step = plan.steps.iter().find(|step| step.node == source.node)?;
-        match &step.verdict {
-            Verdict::Reuse { action, .. } => action.outputs.get(&source.output).map(|artifact| artifact.id),
+    key::manifest(graph, node, plan.device, |source| match source {
+        Source::Step { node, output } => match &plan.steps.iter().find(|step| step.node == *node)?.verdict {
+            Verdict::Reuse { action, .. } => action.outputs.get(output).map(|artifact| artifact.id),
             _ => None,
-        }
+        },
+        Source::Outside(outside) => plan.paths.get(&outside.path).map(|artifact| artifact.id),
     })
 }

@@ -27,7 +27,8 @@ pub enum Reason {
         old: Option<Value>,
         new: Option<Value>,
     },
-    /// `input` is the port, with an index where it takes several artifacts; `from` is the step that feeds it now. The
+    /// `input` is the port, with an index where it takes several artifacts; `from` is the step, or the path as
+    /// written, that feeds it now. The
     /// values are the artifact's entry in the manifest: `id`, and `labels` and `step` where the op reads them.
     InputChanged {
         input: String,

@@ -24,6 +24,7 @@ mod finish;
 mod multiply;
 mod order;
 mod params;
+mod path;
 pub(crate) mod reference;
 mod scope;
 mod template;
@@ -35,10 +36,10 @@ use petgraph::graph::{DiGraph, NodeIndex};
 
 use self::define::StepDef;
 pub(crate) use self::describe::{describe, lookup};
-use self::multiply::Done;
+use self::multiply::{Done, Pick};
 use self::scope::World;
 use crate::diagnostic::{Diagnostic, Diagnostics, Findings};
-use crate::graph::{Graph, Input, Node, Source, Span};
+use crate::graph::{Graph, Input, Node, Outside, Source, Span};
 use crate::op::Registry;
 use crate::recipe::Recipe;
 
@@ -172,9 +173,14 @@ fn build(heading: define::Heading, world: &World<'_>, steps: &[StepDef<'_>], don
                     .picks
                     .iter()
                     .flat_map(|picks| picks.iter())
-                    .map(|pick| Source { node: index(pick.step, pick.variant), output: pick.output.to_string() })
+                    .map(|pick| match pick {
+                        Pick::Step { step, variant, output } => {
+                            Source::Step { node: index(*step, *variant), output: output.to_string() }
+                        }
+                        Pick::Outside(outside) => Source::Outside(Outside::clone(outside)),
+                    })
                     .collect();
-                edges.extend(sources.iter().map(|source| (source.node, index(i, j), port.name)));
+                edges.extend(sources.iter().filter_map(|source| Some((source.node()?, index(i, j), port.name))));
                 inputs.push(Input { port: port.clone(), sources });
             }
             nodes.add_node(Node {

@@ -22,7 +22,7 @@ use tracing::{info_span, warn};
 
 use crate::event::{Event, OpEvent, Reporter};
 use crate::executor::{Executor, InProcess};
-use crate::graph::Graph;
+use crate::graph::{Graph, Source};
 use crate::journal::{Journal, RunLog};
 use crate::key::{self, Key};
 use crate::op::{DeviceRequest, Resources};
@@ -286,8 +286,9 @@ impl<'a> Loop<'a, '_> {
         }
         let known = match self.keys[node].take() {
             Some(key) => key,
-            None => key::key(world.graph, NodeIndex::new(node), world.plan.device, |source| {
-                self.result(source.node.index()).outputs[&source.output].id
+            None => key::key(world.graph, NodeIndex::new(node), world.plan.device, |source| match source {
+                Source::Step { node, output } => self.result(node.index()).outputs[output].id,
+                Source::Outside(outside) => world.plan.paths[&outside.path].id,
             })
             .map_err(|error| error.to_string())?,
         };
@@ -355,7 +356,8 @@ impl<'a> Loop<'a, '_> {
             Err(message) => return self.failed(node, message, None),
         }
         let index = NodeIndex::new(node);
-        let artifacts = step::artifacts(world.graph, index, |source| self.results[source].as_deref());
+        let artifacts =
+            step::artifacts(world.graph, index, &world.plan.paths, |source| self.results[source].as_deref());
         self.at_work.insert(key.key, node);
         self.tell(&Event::Started { node: self.name(node), op: self.plan_of(node).op.to_owned() });
         let step = StepRun {

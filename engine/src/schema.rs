@@ -333,9 +333,21 @@ fn common_defs() -> Map<String, Value> {
             "pattern": "^@|\\$",
             "description": "The output of a step: `@step`, `@step.output`, `@step[axis=label]`, `@step[*]`.",
         },
-        "references": { "anyOf": [
-            { "$ref": "#/$defs/reference" },
-            { "type": "array", "items": { "$ref": "#/$defs/reference" } },
+        "path": {
+            "type": "object",
+            "properties": { "path": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Absolute, below `~`, or below the folder of the file that says it.",
+            } },
+            "required": ["path"],
+            "additionalProperties": false,
+            "description": "A file or folder that is there already.",
+        },
+        "input": { "anyOf": [{ "$ref": "#/$defs/reference" }, { "$ref": "#/$defs/path" }] },
+        "inputs": { "anyOf": [
+            { "$ref": "#/$defs/input" },
+            { "type": "array", "items": { "$ref": "#/$defs/input" } },
         ] },
         "axis": {
             "description": "A list of values, or a table of named values.",
@@ -380,7 +392,7 @@ fn op_schema(op: &dyn DynOp, defs: &mut Map<String, Value>) -> (Value, Vec<Strin
         }
         let kinds: Vec<&str> = port.kinds.iter().map(|kind| kind.0).collect();
         let about = format!("{} (takes {})", port.about, kinds.join(" or "));
-        let target = if many { "#/$defs/references" } else { "#/$defs/reference" };
+        let target = if many { "#/$defs/inputs" } else { "#/$defs/input" };
         properties.insert(port.name.to_owned(), json!({ "$ref": target, "description": about }));
     }
     for (name, property) in settings() {

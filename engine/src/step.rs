@@ -1,6 +1,6 @@
 //! One step from its key to its record in the store.
 //!
-//! 1. Check inputs out, read-only, into a stage.
+//! 1. Check inputs out, read-only, into a stage; what lies outside the store is read where it is.
 //! 2. Let the executor run the op; outputs go to the stage, checkpoints and metrics to the key's scratch folder.
 //! 3. See that every declared output is there, put them into the store, write the record last, clear the scratch.
 //!
@@ -19,7 +19,7 @@ use tracing::info_span;
 
 use crate::event::{Level, OpEvent};
 use crate::executor::{Executor, Failure, Job};
-use crate::graph::Graph;
+use crate::graph::{Graph, Source};
 use crate::key::{self, Key};
 use crate::metrics::MetricLog;
 use crate::op::{DeviceRequest, InputArtifact, OpSink};
@@ -164,6 +164,7 @@ impl StepRun<'_> {
         let key = &self.key.key;
 
         // 1. Inputs in, outputs announced.
+        self.check_outside()?;
         let stage = self.store.stage(key)?;
         let inputs = self.check_out(&stage.path().join("in"))?;
         let out = stage.path().join("out");
@@ -209,7 +210,8 @@ impl StepRun<'_> {
             Failure::Failed { message, help } => Outcome::Failed { message, help },
         })?;
 
-        // 3. Its outputs.
+        // 3. Its outputs, if it has read what the key says.
+        self.check_outside()?;
         let metrics = out.join(METRICS);
         if let Some(log) = sink.with(|recorded| recorded.metrics.take()) {
             log.finish(&metrics)?;
@@ -250,20 +252,61 @@ impl StepRun<'_> {
         for (input, artifacts) in node.inputs.iter().zip(&self.artifacts) {
             let mut checked_out = Vec::new();
             for (index, (source, artifact)) in input.sources.iter().zip(artifacts).enumerate() {
-                let path = dir.join(format!("{}-{index}", input.port.name));
                 let _span = info_span!("checkout", input = input.port.name, index).entered();
-                self.store.checkout(artifact, &path)?;
-                let from = &self.graph.nodes[source.node];
-                // What the key does not know, the op must not see.
-                checked_out.push(InputArtifact {
-                    path,
-                    step: if input.port.named { from.step.clone() } else { String::new() },
-                    labels: if input.port.labelled { from.labels.clone() } else { BTreeMap::new() },
+                checked_out.push(match source {
+                    Source::Step { node, .. } => {
+                        let path = dir.join(format!("{}-{index}", input.port.name));
+                        self.store.checkout(artifact, &path)?;
+                        let from = &self.graph.nodes[*node];
+                        // What the key does not know, the op must not see.
+                        InputArtifact {
+                            path,
+                            step: if input.port.named { from.step.clone() } else { String::new() },
+                            labels: if input.port.labelled { from.labels.clone() } else { BTreeMap::new() },
+                        }
+                    }
+                    // It is read where it is: a copy of a model may be larger than the disk.
+                    Source::Outside(outside) => {
+                        let (step, labels) = (String::new(), BTreeMap::new());
+                        InputArtifact { path: outside.path.clone(), step, labels }
+                    }
                 });
             }
             inputs.insert(input.port.name.to_owned(), checked_out);
         }
         Ok(inputs)
+    }
+
+    /// Sees that what lies outside the store is still what the key says.
+    fn check_outside(&self) -> Result<(), Outcome> {
+        let inputs = &self.graph.nodes[self.node].inputs;
+        let pairs =
+            inputs.iter().zip(&self.artifacts).flat_map(|(input, artifacts)| input.sources.iter().zip(artifacts));
+        for (source, artifact) in pairs {
+            let Source::Outside(outside) = source else { continue };
+            let now = self.store.identify(&outside.path)?;
+            if now != *artifact {
+                let (was, is) = (artifact.id.short(), now.id.short());
+                return Err(Outcome::Failed {
+                    message: format!("`{}` changed since the run was planned: {was} -> {is}", outside.written),
+                    help: Some("run again, with what it holds now; nothing was kept of this step".to_owned()),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where inputs lie that no step made, by port.
+    fn outside(&self) -> BTreeMap<&'static str, Vec<&Utf8Path>> {
+        let mut paths: BTreeMap<&'static str, Vec<&Utf8Path>> = BTreeMap::new();
+        for input in &self.graph.nodes[self.node].inputs {
+            for source in &input.sources {
+                if let Source::Outside(outside) = source {
+                    paths.entry(input.port.name).or_default().push(&outside.path);
+                }
+            }
+        }
+        paths
     }
 
     /// A forced step that makes other bytes than before is not a function of its key; say so.
@@ -289,6 +332,7 @@ impl StepRun<'_> {
                 "node": name,
                 "step": node.step,
                 "labels": node.labels,
+                "paths": self.outside(),
                 "run": self.run,
                 "program": self.program,
                 "started": started,
@@ -326,15 +370,19 @@ pub(crate) fn bytes(action: &Action) -> u64 {
 pub(crate) fn artifacts<'a>(
     graph: &Graph,
     node: NodeIndex,
+    paths: &BTreeMap<Utf8PathBuf, Artifact>,
     result: impl Fn(usize) -> Option<&'a Action>,
 ) -> Vec<Vec<Artifact>> {
     let inputs = &graph.nodes[node].inputs;
-    let artifact = |source: &crate::graph::Source| {
-        let action = result(source.node.index());
-        match action.and_then(|action| action.outputs.get(&source.output)) {
+    let artifact = |source: &Source| match source {
+        Source::Step { node, output } => match result(node.index()).and_then(|action| action.outputs.get(output)) {
             Some(artifact) => artifact.clone(),
-            None => panic!("BUG: `{}` has no output `{}` yet", graph.nodes[source.node].display(), source.output),
-        }
+            None => panic!("BUG: `{}` has no output `{output}` yet", graph.nodes[*node].display()),
+        },
+        Source::Outside(outside) => match paths.get(&outside.path) {
+            Some(artifact) => artifact.clone(),
+            None => panic!("BUG: the plan does not know what `{}` holds", outside.path),
+        },
     };
     inputs.iter().map(|input| input.sources.iter().map(artifact).collect()).collect()
 }

@@ -5,7 +5,7 @@ mod common;
 use std::sync::LazyLock;
 
 use actloom_engine::diagnostic::Diagnostics;
-use actloom_engine::graph::{Graph, Span};
+use actloom_engine::graph::{Graph, Source, Span};
 use actloom_engine::recipe::{Data, Overrides, Value, parse_text};
 use actloom_engine::resolve::resolve;
 use actloom_engine::schema::recipe_schema;
@@ -79,9 +79,10 @@ fn sound(answer: Result<Graph, Diagnostics>) -> Result<(), TestCaseError> {
             prop_assert_eq!(graph.topological().len(), graph.nodes.node_count(), "acyclic");
             for node in graph.nodes.node_weights() {
                 for source in node.inputs.iter().flat_map(|input| &input.sources) {
-                    let maker = &graph.nodes[source.node];
-                    let known = maker.outputs.iter().any(|o| o.name == source.output);
-                    prop_assert!(known || source.output == "metrics", "{} has no {}", maker.display(), source.output);
+                    let Source::Step { node, output } = source else { continue };
+                    let maker = &graph.nodes[*node];
+                    let known = maker.outputs.iter().any(|o| o.name == *output);
+                    prop_assert!(known || output == "metrics", "{} has no {output}", maker.display());
                 }
             }
         }

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actloom_engine::graph::Graph;
+use actloom_engine::graph::{Graph, Source};
 use actloom_engine::recipe::{Overrides, parse, parse_text};
 use actloom_engine::resolve::resolve;
 use camino::Utf8Path;
@@ -31,7 +31,12 @@ fn fed_by(graph: &Graph, name: &str) -> Vec<String> {
         panic!("no node {name} in {names:#?}")
     });
     let sources = node.inputs.iter().flat_map(|input| {
-        input.sources.iter().map(|s| format!("{} <- {}.{}", input.port.name, graph.nodes[s.node].display(), s.output))
+        input.sources.iter().map(|source| match source {
+            Source::Step { node, output } => {
+                format!("{} <- {}.{output}", input.port.name, graph.nodes[*node].display())
+            }
+            Source::Outside(outside) => format!("{} <- {}", input.port.name, outside.written),
+        })
     });
     sources.collect()
 }

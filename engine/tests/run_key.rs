@@ -17,7 +17,7 @@ fn of(graph: &Graph, node: usize) -> ActionKey {
 
 fn key_on(graph: &Graph, node: usize, device: DeviceRequest) -> Result<key::Key, KeyError> {
     // The content of an input is a function of its node's index here.
-    key::key(graph, NodeIndex::new(node), device, |source| ContentId::of_file(&[source.node.index() as u8]))
+    key::key(graph, NodeIndex::new(node), device, |source| ContentId::of_file(&[source.node().unwrap().index() as u8]))
 }
 
 fn two(change: impl FnOnce(&mut actloom_engine::graph::Node)) -> Graph {

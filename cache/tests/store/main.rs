@@ -6,6 +6,7 @@ mod crash;
 mod faults;
 mod gc;
 mod gc_model;
+mod outside;
 mod put;
 mod sharing;
 mod verify;

@@ -1,7 +1,7 @@
 //! `actloom graph`: the steps and what flows between them, for Graphviz and Mermaid.
 
 use actloom_engine::draw::{to_dot, to_mermaid};
-use actloom_engine::graph::Graph as Steps;
+use actloom_engine::graph::{Graph as Steps, Source};
 use serde_json::{Value, json};
 
 use crate::args::{Global, Graph, GraphFormat, Words};
@@ -36,8 +36,11 @@ fn as_json(graph: &Steps) -> Value {
                 .inputs
                 .iter()
                 .map(|input| {
-                    let from = |source: &actloom_engine::graph::Source| {
-                        json!({"step": graph.nodes[source.node].display(), "output": source.output})
+                    let from = |source: &Source| match source {
+                        Source::Step { node, output } => {
+                            json!({"step": graph.nodes[*node].display(), "output": output})
+                        }
+                        Source::Outside(outside) => json!({"path": outside.path}),
                     };
                     (input.port.name.to_owned(), input.sources.iter().map(from).collect())
                 })

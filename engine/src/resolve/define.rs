@@ -8,10 +8,10 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::axis::{Axes, AxisDef};
-use super::reference;
 use super::scope::{AxisDefs, DefId, Miss, Scope, World, as_text, parsed};
 use super::template::is_variable;
 use super::{RESERVED, Shared};
+use super::{path, reference};
 use crate::diagnostic::{Diagnostic, Findings, listed, nearest};
 use crate::op::{DynOp, Registry};
 use crate::recipe::{Data, Key, Recipe, Table, Value};
@@ -214,6 +214,9 @@ fn axis(world: &mut World<'_>, key: &Key, value: &Value, findings: &mut Findings
 }
 
 fn label(value: &Value) -> Option<String> {
+    if let Data::Table(table) = &value.data {
+        return path::label(table);
+    }
     let text = as_text(value)?;
     Some(if text.starts_with('@') { reference::label(&text) } else { text })
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::axis::label_at;
 use super::check::at;
 use super::define::{OpInfo, StepDef};
-use super::multiply::{Fed, Pick, Row, Variant};
+use super::multiply::{Fed, Item, Pick, Row, Variant};
 use super::params::{self, Typed, parameter_names};
 use super::reference::Reference;
 use super::scope::{AxisDefs, Scope};
@@ -90,17 +90,20 @@ impl Resolver<'_, '_> {
     }
 
     /// The labels of what arrives at the labelled ports; `None` where there are none, or where something else than an
-    /// output of a step is written there.
+    /// output of a step or a path is written there.
     fn labels(&self, step: &StepDef<'_>, ports: &Ports, fed: &[Fed]) -> Option<InputLabels> {
         let mut labels = BTreeMap::new();
         for port in ports.inputs.iter().filter(|port| port.labelled) {
             let Some(fed) = fed.iter().find(|fed| step.inputs[fed.key].0.text == port.name) else { continue };
-            if !fed.refs.pure || fed.refs.items.iter().any(|(_, item)| item.is_err()) {
+            if !fed.refs.pure || fed.refs.items.iter().any(|(_, item)| !item.is_sound()) {
                 return None;
             }
-            let of_pick = |pick: &Pick| {
-                let done = self.done[pick.step].as_ref()?;
-                Some(self.world.axes.labels(&done.variants[pick.variant].point))
+            let of_pick = |pick: &Pick| match pick {
+                Pick::Step { step, variant, .. } => {
+                    let done = self.done[*step].as_ref()?;
+                    Some(self.world.axes.labels(&done.variants[*variant].point))
+                }
+                Pick::Outside(_) => Some(BTreeMap::new()),
             };
             let arriving: Option<Vec<_>> = fed.picks.iter().flat_map(|picks| picks.iter()).map(of_pick).collect();
             labels.insert(port.name.to_owned(), arriving?);
@@ -191,13 +194,17 @@ impl Resolver<'_, '_> {
         let key = step.inputs[fed.key].0;
         let refs = &fed.refs;
         for (value, item) in &refs.items {
-            if let Err(expected) = item {
-                let text = value.as_str().unwrap_or("");
-                let d = Diagnostic::new("bad-reference", format!("`{text}` is no reference to a step"));
-                self.report(
-                    at(d, value, expected.clone())
-                        .help("write `\"@step\"`, `\"@step.output\"`, `\"@step[axis=label]\"` or `\"@step[*]\"`"),
-                );
+            match item {
+                Item::NoReference(expected) => {
+                    let text = value.as_str().unwrap_or("");
+                    let d = Diagnostic::new("bad-reference", format!("`{text}` is no reference to a step"));
+                    self.report(
+                        at(d, value, expected.clone())
+                            .help("write `\"@step\"`, `\"@step.output\"`, `\"@step[axis=label]\"` or `\"@step[*]\"`"),
+                    );
+                }
+                Item::NoPath(d) => self.report(Diagnostic::clone(d)),
+                Item::Step(_) | Item::Outside(_) => {}
             }
         }
         let Some(port) = ports.and_then(|ports| ports.inputs.iter().find(|port| port.name == key.text)) else {
@@ -210,11 +217,15 @@ impl Resolver<'_, '_> {
             let message = format!("{name} {verb}{what}, expected the output of a step");
             let d = at(Diagnostic::new("wrong-type", message), &refs.whole, "expected `\"@step\"`".to_owned());
             let close = refs.whole.as_str().and_then(|text| nearest(text, self.steps.iter().map(|s| s.name)));
-            self.report(d.help_opt(close.map(|near| format!("write `\"@{near}\"`"))));
+            let help = close
+                .map_or("a file or folder is `{ path = \"..\" }`".to_owned(), |near| format!("write `\"@{near}\"`"));
+            self.report(d.help(help));
             return;
         }
         let many = matches!(port.arity, Arity::Many | Arity::ManyOptional);
-        if !many && (refs.list || refs.items.iter().any(|(_, item)| item.as_ref().is_ok_and(Reference::collects))) {
+        if !many
+            && (refs.list || refs.items.iter().any(|(_, item)| matches!(item, Item::Step(item) if item.collects())))
+        {
             let message = format!("{name} takes one artifact, and is given a list");
             let d = at(Diagnostic::new("wrong-arity", message), &refs.whole, "expected one `\"@step\"`".to_owned());
             self.report(
@@ -229,8 +240,10 @@ impl Resolver<'_, '_> {
                 "expected at least one `\"@step\"`".to_owned(),
             ));
         }
-        let sound = refs.items.iter().filter_map(|(value, item)| Some((value, item.as_ref().ok()?)));
+        let sound = refs.items.iter().filter(|(_, item)| item.is_sound());
         for ((value, item), picks) in sound.zip(&fed.picks) {
+            // What a path holds shows when the op reads it.
+            let Item::Step(item) = item else { continue };
             for pick in picks.iter() {
                 self.kind(&name, port, value, item, pick);
             }
@@ -266,26 +279,26 @@ impl Resolver<'_, '_> {
 
     /// Whether one output may feed one port.
     fn kind(&mut self, name: &str, port: &InputPort, value: &Value, item: &Reference, pick: &Pick) {
-        let maker = &self.steps[pick.step];
-        let kind = if &*pick.output == METRICS {
+        let Pick::Step { step, variant, output } = pick else { return };
+        let (maker, variant) = (&self.steps[*step], *variant);
+        let kind = if &**output == METRICS {
             Kind::METRICS
         } else {
-            let ports =
-                self.done[pick.step].as_ref().and_then(|d| d.variants[pick.variant].typed.as_ref()?.ports.as_ref());
+            let ports = self.done[*step].as_ref().and_then(|d| d.variants[variant].typed.as_ref()?.ports.as_ref());
             let Some(ports) = ports else { return };
-            match ports.outputs.iter().find(|output| output.name == &*pick.output) {
+            match ports.outputs.iter().find(|made| made.name == &**output) {
                 Some(output) => output.kind,
                 None => {
                     let names = || ports.outputs.iter().map(|output| output.name).chain([METRICS]);
-                    let d = if pick.output.is_empty() {
+                    let d = if output.is_empty() {
                         Diagnostic::new("unknown-output", format!("step `{}` makes nothing but `metrics`", maker.name))
                             .help(format!("write `\"@{}.metrics\"`", maker.name))
                     } else {
-                        let help = match nearest(&pick.output, names()) {
+                        let help = match nearest(output, names()) {
                             Some(near) => format!("there is an output `{near}`"),
                             None => format!("its outputs are {}", listed(names(), "and")),
                         };
-                        let message = format!("step `{}` has no output `{}`", maker.name, pick.output);
+                        let message = format!("step `{}` has no output `{output}`", maker.name);
                         Diagnostic::new("unknown-output", message).help(help)
                     };
                     let place = match &item.port {
@@ -305,8 +318,8 @@ impl Resolver<'_, '_> {
             let message = format!("{name} takes {}, and `{}` makes {kind}", kinds(port), value.as_str().unwrap_or(""));
             let d =
                 at(Diagnostic::new("wrong-kind", message), value, format!("expected {}, found {kind}", kinds(port)));
-            let fitting = self.done[pick.step].as_ref().and_then(|d| {
-                let ports = d.variants[pick.variant].typed.as_ref()?.ports.as_ref()?;
+            let fitting = self.done[*step].as_ref().and_then(|d| {
+                let ports = d.variants[variant].typed.as_ref()?.ports.as_ref()?;
                 let fits = |kind: Kind| port.kinds.iter().any(|wanted| wanted.accepts(kind));
                 ports.outputs.iter().find(|output| fits(output.kind)).map(|output| output.name)
             });

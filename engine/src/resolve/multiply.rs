@@ -15,12 +15,15 @@ use super::axis::{AxisId, Point, join, label_at, refine, with};
 use super::check::at;
 use super::define::{StepDef, undefined};
 use super::params::Typed;
+use super::path;
 use super::reference::{self, Reference};
 use super::scope::{AxisDefs, Miss, Scope, within};
 use super::{MOST_EDGES, MOST_VARIANTS, Resolver};
 use crate::diagnostic::{Diagnostic, listed, nearest};
+use crate::graph::Outside;
 use crate::op::Resources;
 use crate::recipe::{Data, Value};
+use crate::source::Sources;
 
 /// A resolved step.
 pub(super) struct Done {
@@ -50,22 +53,38 @@ pub(super) struct Fed {
     pub picks: Vec<Rc<[Pick]>>,
 }
 
-/// One variant that feeds.
+/// One artifact that feeds.
 #[derive(Clone)]
-pub(super) struct Pick {
-    pub step: usize,
-    pub variant: usize,
-    pub output: Rc<str>,
+pub(super) enum Pick {
+    /// An output of one variant.
+    Step { step: usize, variant: usize, output: Rc<str> },
+    /// Something that is there already.
+    Outside(Rc<Outside>),
 }
 
 /// The value of an input key.
 pub(super) struct Refs {
     pub whole: Value,
     pub list: bool,
-    /// Nothing in it but references, or texts that want to be.
+    /// Nothing in it but references and paths, or what wants to be one.
     pub pure: bool,
-    /// A reference, or the reason why the text is none.
-    pub items: Vec<(Value, Result<Reference, String>)>,
+    pub items: Vec<(Value, Item)>,
+}
+
+/// One thing written at an input.
+pub(super) enum Item {
+    Step(Reference),
+    Outside(Rc<Outside>),
+    /// Text that begins as a reference and is none, and what was expected.
+    NoReference(String),
+    NoPath(Box<Diagnostic>),
+}
+
+impl Item {
+    /// Whether it stands for artifacts.
+    pub(super) fn is_sound(&self) -> bool {
+        matches!(self, Item::Step(_) | Item::Outside(_))
+    }
 }
 
 /// A variant in the making.
@@ -198,7 +217,7 @@ impl Resolver<'_, '_> {
             match value {
                 Ok(value) => {
                     let group = *by_text.entry(value.to_json().to_string()).or_insert_with(|| {
-                        groups.push((Rc::new(refs(value)), Vec::new()));
+                        groups.push((Rc::new(refs(self.world.sources, value)), Vec::new()));
                         groups.len() - 1
                     });
                     groups[group].1.push(row);
@@ -215,8 +234,13 @@ impl Resolver<'_, '_> {
                 row.fed.push(Fed { key, refs: Rc::clone(&refs), picks: Vec::new() });
             }
             for (value, item) in &refs.items {
-                if let Ok(item) = item {
-                    rows = self.feed(index, rows, value, item, axes, tainted)?;
+                match item {
+                    Item::Step(item) => rows = self.feed(index, rows, value, item, axes, tainted)?,
+                    Item::Outside(outside) => {
+                        let picks: Rc<[Pick]> = Rc::from([Pick::Outside(Rc::clone(outside))]);
+                        rows.iter_mut().for_each(|row| put(row, &picks));
+                    }
+                    Item::NoReference(_) | Item::NoPath(_) => {}
                 }
             }
             out.extend(rows);
@@ -482,7 +506,7 @@ impl Resolver<'_, '_> {
             Some(ports.outputs.first()?.name)
         };
         let output = item.port.as_deref().or_else(first).unwrap_or("");
-        Pick { step: target, variant, output: output.into() }
+        Pick::Step { step: target, variant, output: output.into() }
     }
 }
 
@@ -498,12 +522,25 @@ fn put(row: &mut Row, picks: &Rc<[Pick]>) {
 }
 
 /// Reads an evaluated input key. A list in a list comes from a variable, and is part of the outer one.
-fn refs(value: Value) -> Refs {
+fn refs(sources: &Sources, value: Value) -> Refs {
     let mut items = Vec::new();
     let mut pure = true;
-    let mut add = |value: &Value| match value.as_str() {
-        Some(text) if text.starts_with('@') => items.push((value.clone(), reference::parse(text))),
-        _ => pure = false,
+    let mut add = |value: &Value| {
+        let item = match &value.data {
+            Data::String(text) if text.starts_with('@') => match reference::parse(text) {
+                Ok(reference) => Item::Step(reference),
+                Err(expected) => Item::NoReference(expected),
+            },
+            Data::Table(table) if path::is_path(table) => match path::read(sources, table) {
+                Ok(outside) => Item::Outside(Rc::new(outside)),
+                Err(d) => Item::NoPath(d),
+            },
+            _ => {
+                pure = false;
+                return;
+            }
+        };
+        items.push((value.clone(), item));
     };
     let list = match &value.data {
         Data::Array(values) => {

@@ -36,6 +36,16 @@ impl Template {
     }
 }
 
+/// The variable that a text begins with.
+pub(super) fn first(text: &str) -> Option<&str> {
+    let rest = text.strip_prefix('$')?;
+    let name = match rest.strip_prefix('{') {
+        Some(inner) => inner.split('}').next()?.trim(),
+        None => rest.split(|c| !is_letter(c)).next()?,
+    };
+    is_variable(name).then_some(name)
+}
+
 /// What is wrong with a text, and where within it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Bad {

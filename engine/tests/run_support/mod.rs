@@ -99,7 +99,7 @@ impl Builder {
     pub fn step(mut self, name: &str, op: &Arc<dyn DynOp>, params: Value, from: &[&str]) -> Self {
         let (step, labels) = parse(name);
         let sources: Vec<Source> =
-            from.iter().map(|name| Source { node: self.find(name), output: "out".into() }).collect();
+            from.iter().map(|name| Source::Step { node: self.find(name), output: "out".into() }).collect();
         let port = InputPort {
             name: "in",
             kinds: vec![Kind::ANY],
@@ -121,7 +121,7 @@ impl Builder {
             span: Span { source: SourceId(0), bytes: 0..0 },
         });
         for source in sources {
-            self.graph.nodes.add_edge(source.node, node, "in");
+            self.graph.nodes.add_edge(source.node().unwrap(), node, "in");
         }
         self
     }

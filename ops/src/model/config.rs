@@ -1,14 +1,19 @@
-//! `config.json` of a Qwen3 model.
+//! `config.json`: what a model computes, whatever its family calls it.
 //!
-//! Invariant: a field that changes what the model computes is either honoured or refused by name; `rope_theta` is read
-//! in both spellings and must be in one of them.
+//! Invariants: a field that changes what the model computes is either honoured or refused by name; the rotary base is
+//! read in both spellings (`rope_theta`, `rope_parameters`) and must be in one of them; what is written back keeps every
+//! field that was read.
 
 use actloom_engine::op::OpError;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// Sizes and constants of a Qwen3 model.
+use super::family::{self, Family};
+use super::rope::Rope;
+
+/// Sizes and constants of a decoder-only model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    pub family: Family,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -17,38 +22,131 @@ pub struct Config {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub rms_norm_eps: f64,
-    pub rope_theta: f64,
+    /// Rotary embedding of layers that see everything.
+    pub rope: Rope,
+    /// Rotary embedding of sliding layers, where it differs.
+    pub sliding_rope: Option<Rope>,
+    /// Tokens a sliding layer sees, itself included, and which layers slide; empty where none does.
+    pub window: Option<usize>,
+    pub sliding: Vec<bool>,
+    /// Biases on q, k, v; on o; in the MLP.
+    pub qkv_bias: bool,
+    pub o_bias: bool,
+    pub mlp_bias: bool,
     pub max_positions: usize,
     pub tied: bool,
     pub eos: Vec<u32>,
     pub pad: Option<u32>,
+    /// Fields of the file that do not matter here, kept for writing.
+    pub rest: Map<String, Value>,
 }
 
-/// Fields that say nothing about what the forward computes here.
+/// Fields that say nothing about what the forward computes here. They are kept.
 const INERT: &[&str] = &[
     "architectures",
-    "attention_dropout",
     "bos_token_id",
-    "dtype",
     "initializer_range",
-    "max_window_layers",
-    "model_type",
-    "pad_token_id",
-    "rope_parameters",
-    "rope_theta",
-    "torch_dtype",
     "transformers_version",
     "use_cache",
     "_name_or_path",
+    "pretraining_tp",
+    "attention_dropout",
+    "max_window_layers",
 ];
 
-fn refuse(field: &str, found: &Value, expected: &str) -> OpError {
+/// Fields that this file or a family reads and writes itself.
+const OWN: &[&str] = &[
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    "sliding_window",
+    "layer_types",
+    "eos_token_id",
+    "pad_token_id",
+];
+
+/// The refusal of a field's value.
+pub fn refuse(field: &str, found: &Value, expected: &str) -> OpError {
     OpError::failed(format!("`{field}` of the model's config is `{found}`, expected {expected}"))
 }
 
-fn whole(json: &Value, field: &str) -> Result<usize, OpError> {
-    let value = json.get(field).unwrap_or(&Value::Null);
-    value.as_u64().filter(|n| *n > 0).map(|n| n as usize).ok_or_else(|| refuse(field, value, "a positive whole number"))
+/// A parsed `config.json`, read field by field.
+pub struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    /// The value, null where there is none.
+    pub fn get(&self, field: &str) -> &'a Value {
+        self.0.get(field).unwrap_or(&Value::Null)
+    }
+
+    pub fn whole(&self, field: &str) -> Result<usize, OpError> {
+        let value = self.get(field);
+        let n = value.as_u64().filter(|n| *n > 0).map(|n| n as usize);
+        n.ok_or_else(|| refuse(field, value, "a positive whole number"))
+    }
+
+    pub fn whole_or(&self, field: &str, default: usize) -> Result<usize, OpError> {
+        if self.get(field).is_null() { Ok(default) } else { self.whole(field) }
+    }
+
+    pub fn number_or(&self, field: &str, default: f64) -> Result<f64, OpError> {
+        match self.get(field) {
+            Value::Null => Ok(default),
+            value => value.as_f64().filter(|x| *x > 0.0).ok_or_else(|| refuse(field, value, "a positive number")),
+        }
+    }
+
+    pub fn flag_or(&self, field: &str, default: bool) -> Result<bool, OpError> {
+        match self.get(field) {
+            Value::Null => Ok(default),
+            value => value.as_bool().ok_or_else(|| refuse(field, value, "`true` or `false`")),
+        }
+    }
+
+    /// Which layers slide, by `layer_types`; `None` where the field is missing.
+    pub fn layer_types(&self, layers: usize) -> Result<Option<Vec<bool>>, OpError> {
+        let value = self.get("layer_types");
+        if value.is_null() {
+            return Ok(None);
+        }
+        let expected = format!("a list of {layers} times `full_attention` or `sliding_attention`");
+        let types: Option<Vec<bool>> = value.as_array().filter(|t| t.len() == layers).and_then(|types| {
+            let slides = |t: &Value| match t.as_str()? {
+                "full_attention" => Some(false),
+                "sliding_attention" => Some(true),
+                _ => None,
+            };
+            types.iter().map(slides).collect()
+        });
+        types.map(Some).ok_or_else(|| refuse("layer_types", value, &expected))
+    }
+
+    /// Refuses a field that is neither null nor one of `accepted`.
+    pub fn only(&self, field: &str, accepted: &[Value]) -> Result<(), OpError> {
+        let value = self.get(field);
+        if value.is_null() || accepted.contains(value) {
+            return Ok(());
+        }
+        let list: Vec<String> = accepted.iter().map(|v| format!("`{v}`")).collect();
+        Err(refuse(field, value, &list.join(" or ")))
+    }
 }
 
 impl Config {
@@ -57,74 +155,59 @@ impl Config {
     /// # Errors
     /// Names the field that is missing, malformed or not supported.
     pub fn from_json(json: &Value) -> Result<Config, OpError> {
-        let Some(fields) = json.as_object() else { return Err(OpError::failed("the model's config is not an object")) };
-        if json["model_type"] != "qwen3" {
-            return Err(refuse("model_type", &json["model_type"], "`qwen3`"));
+        let Some(object) = json.as_object() else { return Err(OpError::failed("the model's config is not an object")) };
+        let f = Fields(object);
+        let family = Family::by_name(f.get("model_type"))?;
+        if let Some((field, value)) = Self::unsupported(object).first() {
+            return Err(OpError::failed(format!("`{field}` = `{value}` in the model's config is not supported")));
         }
-        let known = [
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "rms_norm_eps",
-            "max_position_embeddings",
-            "tie_word_embeddings",
-            "eos_token_id",
-        ];
-        for (field, value) in fields {
-            let fine = match field.as_str() {
-                f if known.contains(&f) || INERT.contains(&f) => true,
-                "hidden_act" => value == "silu",
-                "attention_bias" | "use_sliding_window" => value == false,
-                "sliding_window" | "rope_scaling" | "quantization_config" => value.is_null(),
-                "layer_types" => value.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention")),
-                _ => value.is_null(),
-            };
-            if !fine {
-                return Err(OpError::failed(format!("`{field}` = `{value}` in the model's config is not supported")));
-            }
-        }
-        let theta = match (&json["rope_theta"], &json["rope_parameters"]) {
-            (Value::Number(n), _) => n.as_f64(),
-            (_, Value::Object(rope)) => {
-                let kind = rope.get("rope_type").unwrap_or(&Value::Null);
-                if !kind.is_null() && kind != "default" {
-                    return Err(refuse("rope_parameters.rope_type", kind, "`default`"));
-                }
-                rope.get("rope_theta").and_then(Value::as_f64)
-            }
-            _ => None,
-        };
-        let rope_theta = theta.ok_or_else(|| {
-            OpError::failed("the model's config has neither `rope_theta` nor `rope_parameters.rope_theta`")
-        })?;
-        let eos = match &json["eos_token_id"] {
+        f.only("hidden_act", &[json!("silu")])?;
+        f.only("attention_dropout", &[json!(0), json!(0.0)])?;
+        let eos = match f.get("eos_token_id") {
             Value::Number(n) => n.as_u64().map(|n| vec![n as u32]),
             Value::Array(ids) => ids.iter().map(|n| n.as_u64().map(|n| n as u32)).collect(),
             Value::Null => Some(Vec::new()),
             _ => None,
         };
-        let heads = whole(json, "num_attention_heads")?;
-        let config = Config {
-            vocab_size: whole(json, "vocab_size")?,
-            hidden_size: whole(json, "hidden_size")?,
-            intermediate_size: whole(json, "intermediate_size")?,
-            layers: whole(json, "num_hidden_layers")?,
+        let (heads, hidden) = (f.whole("num_attention_heads")?, f.whole("hidden_size")?);
+        let max_positions = f.whole("max_position_embeddings")?;
+        let (rope, sliding_rope) = Rope::read(&f, max_positions, family == Family::Olmo3)?;
+        let mut config = Config {
+            family,
+            vocab_size: f.whole("vocab_size")?,
+            hidden_size: hidden,
+            intermediate_size: f.whole("intermediate_size")?,
+            layers: f.whole("num_hidden_layers")?,
             heads,
-            kv_heads: if json["num_key_value_heads"].is_null() { heads } else { whole(json, "num_key_value_heads")? },
-            head_dim: if json["head_dim"].is_null() { 128 } else { whole(json, "head_dim")? },
-            rms_norm_eps: json["rms_norm_eps"].as_f64().unwrap_or(1e-6),
-            rope_theta,
-            max_positions: whole(json, "max_position_embeddings")?,
-            tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
-            eos: eos.ok_or_else(|| refuse("eos_token_id", &json["eos_token_id"], "a token id or a list of them"))?,
-            pad: json["pad_token_id"].as_u64().map(|n| n as u32),
+            kv_heads: f.whole_or("num_key_value_heads", heads)?,
+            head_dim: f.whole_or("head_dim", (hidden / heads).max(1))?,
+            rms_norm_eps: f.number_or("rms_norm_eps", 1e-6)?,
+            rope,
+            sliding_rope,
+            window: None,
+            sliding: Vec::new(),
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            max_positions,
+            tied: f.flag_or("tie_word_embeddings", false)?,
+            eos: eos.ok_or_else(|| refuse("eos_token_id", f.get("eos_token_id"), "a token id or a list of them"))?,
+            pad: f.get("pad_token_id").as_u64().map(|n| n as u32),
+            rest: object
+                .iter()
+                .filter(|(k, _)| !OWN.contains(&k.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
         };
+        family::read(family, &f, &mut config)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Fields of a `config.json` that are neither known nor null, with their values.
+    pub fn unsupported(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
+        let known = |k: &str| OWN.contains(&k) || INERT.contains(&k);
+        object.iter().filter(|(k, v)| !known(k) && !v.is_null()).collect()
     }
 
     /// Whether the sizes fit together.
@@ -145,40 +228,81 @@ impl Config {
         Ok(())
     }
 
-    /// What transformers reads.
+    /// Whether layer `i` slides.
+    pub fn slides(&self, layer: usize) -> bool {
+        self.window.is_some() && self.sliding.get(layer).copied().unwrap_or(false)
+    }
+
+    /// What transformers reads: the fields that matter, in both spellings, and those that were read and do not.
     pub fn to_json(&self) -> Value {
-        json!({
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": { "rope_type": "default", "rope_theta": self.rope_theta },
-            "max_position_embeddings": self.max_positions,
-            "tie_word_embeddings": self.tied,
-            "attention_bias": false,
-            "attention_dropout": 0.0,
-            "use_sliding_window": false,
-            "sliding_window": null,
-            "initializer_range": 0.02,
-            "eos_token_id": self.eos,
-            "pad_token_id": self.pad,
-            "torch_dtype": "float32",
-            "dtype": "float32",
-        })
+        let mut out = Map::new();
+        let mut put = |field: &str, value: Value| out.insert(field.to_owned(), value);
+        put("architectures", json!([self.family.architecture()]));
+        put("model_type", json!(self.family.name()));
+        put("vocab_size", json!(self.vocab_size));
+        put("hidden_size", json!(self.hidden_size));
+        put("intermediate_size", json!(self.intermediate_size));
+        put("num_hidden_layers", json!(self.layers));
+        put("num_attention_heads", json!(self.heads));
+        put("num_key_value_heads", json!(self.kv_heads));
+        put("head_dim", json!(self.head_dim));
+        put("hidden_act", json!("silu"));
+        put("rms_norm_eps", json!(self.rms_norm_eps));
+        self.rope.write(self.sliding_rope.as_ref(), &mut put);
+        put("max_position_embeddings", json!(self.max_positions));
+        put("tie_word_embeddings", json!(self.tied));
+        family::write(self, &mut put);
+        put("attention_dropout", json!(0.0));
+        put("initializer_range", json!(0.02));
+        put("eos_token_id", json!(self.eos));
+        put("pad_token_id", json!(self.pad));
+        put("torch_dtype", json!("float32"));
+        put("dtype", json!("float32"));
+        for (field, value) in &self.rest {
+            out.insert(field.clone(), value.clone());
+        }
+        Value::Object(out)
     }
 
     /// Number of parameters.
     pub fn parameters(&self) -> usize {
-        let (d, q, kv) = (self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let layer = d * (2 * q + 2 * kv) + 3 * d * self.intermediate_size + 2 * d + 2 * self.head_dim;
-        self.vocab_size * d * if self.tied { 1 } else { 2 } + self.layers * layer + d
+        self.shapes().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Names and shapes of every tensor, in checkpoint order and spelling.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, m, q, kv) =
+            (self.hidden_size, self.intermediate_size, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let names = self.family.norm_names();
+        let mut out = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
+        for i in 0..self.layers {
+            let mut put = |name: &str, part: &str, shape: Vec<usize>| {
+                out.push((format!("model.layers.{i}.{name}.{part}"), shape));
+            };
+            let mut linear = |name: &str, rows: usize, columns: usize, bias: bool| {
+                put(name, "weight", vec![rows, columns]);
+                if bias {
+                    put(name, "bias", vec![rows]);
+                }
+            };
+            linear("self_attn.q_proj", q, d, self.qkv_bias);
+            linear("self_attn.k_proj", kv, d, self.qkv_bias);
+            linear("self_attn.v_proj", kv, d, self.qkv_bias);
+            linear("self_attn.o_proj", d, q, self.o_bias);
+            linear("mlp.gate_proj", m, d, self.mlp_bias);
+            linear("mlp.up_proj", m, d, self.mlp_bias);
+            linear("mlp.down_proj", d, m, self.mlp_bias);
+            put(names.0, "weight", vec![d]);
+            put(names.1, "weight", vec![d]);
+            if let Some(whole) = self.family.qk_norm_is_whole() {
+                put("self_attn.q_norm", "weight", vec![if whole { q } else { self.head_dim }]);
+                put("self_attn.k_norm", "weight", vec![if whole { kv } else { self.head_dim }]);
+            }
+        }
+        out.push(("model.norm.weight".to_owned(), vec![d]));
+        if !self.tied {
+            out.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
+        }
+        out
     }
 }

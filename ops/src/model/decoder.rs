@@ -1,55 +1,23 @@
-//! A decoder-only language model: embedding, pre-norm blocks of attention (q/k norm, RoPE, grouped queries) and SwiGLU, final norm, head.
+//! A decoder-only language model: embedding, blocks, final norm, head.
 //!
-//! 1. `forward` runs a packed row and keeps what the backward needs. 2. `backward` walks the layers the other way.
-//! 3. `train` is both with the head between them. 4. `extend` is the same forward over caches, for sampling.
+//! 1. `forward` runs a packed row and keeps what the backward needs.
+//! 2. `backward` walks the blocks the other way, down to the lowest that has something to learn.
+//! 3. `train` is both with the head between them.
+//! 4. `extend` is the same forward over caches, for sampling.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use actloom_engine::op::OpError;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::Config;
 use super::failed;
+use crate::nn::block::{Attention, Block, Mlp, Rows, Saved};
 use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
-use crate::nn::layer::{self, Embedding, Linear, Param, RmsNorm, TokenStats};
+use crate::nn::layer::{self, Embedding, Linear, Param, Project, RmsNorm, TokenStats};
 use crate::nn::{Heads, Packing};
 use crate::rng::Rng;
-
-struct Block {
-    norm1: RmsNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    norm2: RmsNorm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-/// What one block keeps for its backward. Rows are tokens.
-struct Saved {
-    x: Tensor,
-    h1: Tensor,
-    r1: Tensor,
-    q0: Tensor,
-    rq: Tensor,
-    k0: Tensor,
-    rk: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    stats: Tensor,
-    attn: Tensor,
-    mid: Tensor,
-    h2: Tensor,
-    r2: Tensor,
-    gate: Tensor,
-    up: Tensor,
-}
 
 /// A token to be predicted, and the row that predicts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,63 +68,50 @@ pub struct Step<'a> {
     pub logits: bool,
 }
 
+/// What the backward of a block starts from.
+enum Kept {
+    /// Everything it needs.
+    Rows(Box<Saved>),
+    /// The block's input: its forward runs again first.
+    Input(Tensor),
+}
+
 /// A model with its parameters.
 pub struct Model {
     pub config: Config,
     pub device: Device,
     pub kernels: Kernels,
+    /// Keeps only the input of each block in training, and runs its forward again in the backward: a third more time
+    /// for a small part of the memory. The results are the same bits.
+    pub recompute: bool,
     embed: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
     /// `None` where the embedding is the head.
-    head: Option<Param>,
-    rope: RopeTable,
-}
-
-/// Names and shapes of every tensor, in checkpoint spelling.
-fn shapes(c: &Config) -> Vec<(String, Vec<usize>)> {
-    let (d, m, q, kv) = (c.hidden_size, c.intermediate_size, c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let mut out = vec![("model.embed_tokens.weight".to_owned(), vec![c.vocab_size, d])];
-    for i in 0..c.layers {
-        for (name, shape) in [
-            ("input_layernorm", vec![d]),
-            ("self_attn.q_proj", vec![q, d]),
-            ("self_attn.k_proj", vec![kv, d]),
-            ("self_attn.v_proj", vec![kv, d]),
-            ("self_attn.o_proj", vec![d, q]),
-            ("self_attn.q_norm", vec![c.head_dim]),
-            ("self_attn.k_norm", vec![c.head_dim]),
-            ("post_attention_layernorm", vec![d]),
-            ("mlp.gate_proj", vec![m, d]),
-            ("mlp.up_proj", vec![m, d]),
-            ("mlp.down_proj", vec![d, m]),
-        ] {
-            out.push((format!("model.layers.{i}.{name}.weight"), shape));
-        }
-    }
-    out.push(("model.norm.weight".to_owned(), vec![d]));
-    if !c.tied {
-        out.push(("lm_head.weight".to_owned(), vec![c.vocab_size, d]));
-    }
-    out
+    head: Option<Linear>,
+    /// Rotary tables: of full layers, of sliding layers where they differ.
+    ropes: RwLock<Vec<RopeTable>>,
 }
 
 impl Model {
     /// Random weights: normal with standard deviation 0.02 (divided by sqrt(2 layers) where a block writes to the
-    /// residual stream, as GPT-2 does), norms one.
+    /// residual stream, as GPT-2 does), norms one, biases zero.
     ///
     /// # Errors
     /// When the sizes do not fit together.
     pub fn random(config: Config, seed: u64) -> std::result::Result<Model, OpError> {
         config.check()?;
         let mut tensors = BTreeMap::new();
-        for (index, (name, shape)) in shapes(&config).into_iter().enumerate() {
+        for (index, (name, shape)) in config.shapes().into_iter().enumerate() {
             let n: usize = shape.iter().product();
             let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
             let std = if residual { 0.02 / (2.0 * config.layers as f64).sqrt() } else { 0.02 };
             let mut rng = Rng::at(seed, &[index as u64]);
-            let data: Vec<f32> =
-                if shape.len() == 1 { vec![1.0; n] } else { (0..n).map(|_| (rng.normal() * std) as f32).collect() };
+            let data: Vec<f32> = match shape.len() {
+                1 if name.ends_with("bias") => vec![0.0; n],
+                1 => vec![1.0; n],
+                _ => (0..n).map(|_| (rng.normal() * std) as f32).collect(),
+            };
             tensors.insert(name, Tensor::from_vec(data, shape, &Device::Cpu).map_err(failed)?);
         }
         Model::new(config, tensors, &Device::Cpu)
@@ -172,7 +127,7 @@ impl Model {
         device: &Device,
     ) -> std::result::Result<Model, OpError> {
         let mut params = BTreeMap::new();
-        for (name, shape) in shapes(&config) {
+        for (name, shape) in config.shapes() {
             let Some(tensor) = tensors.remove(&name) else {
                 return Err(OpError::failed(format!("the checkpoint has no tensor `{name}`")));
             };
@@ -186,6 +141,8 @@ impl Model {
         if config.tied {
             tensors.remove("lm_head.weight"); // some writers store the tied matrix twice
         }
+        // frequencies are made from the config; old checkpoints also store them
+        tensors.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
         if let Some(name) = tensors.keys().next() {
             return Err(OpError::failed(format!("the checkpoint has a tensor `{name}` that the model does not know")));
         }
@@ -194,72 +151,119 @@ impl Model {
             None => panic!("BUG: `{name}` is not in the list of shapes"),
         };
         let eps = config.rms_norm_eps;
+        let heads = Heads { h: config.heads, hk: config.kv_heads, d: config.head_dim, window: None };
+        let names = config.family.norm_names();
+        let mut ropes = Vec::new();
+        for rope in std::iter::once(&config.rope).chain(&config.sliding_rope) {
+            let (frequencies, scale) = rope.frequencies(config.head_dim);
+            ropes.push(RopeTable::new(frequencies, scale));
+        }
         let blocks = (0..config.layers)
             .map(|i| {
-                let mut p = |name: &str| take(&format!("model.layers.{i}.{name}.weight"));
+                let mut p = |name: &str| take(&format!("model.layers.{i}.{name}"));
+                let mut linear = |name: &str, bias: bool| {
+                    let w = p(&format!("{name}.weight"));
+                    Linear::new(w, bias.then(|| p(&format!("{name}.bias"))))
+                };
+                let (q, k) = (linear("self_attn.q_proj", config.qkv_bias), linear("self_attn.k_proj", config.qkv_bias));
+                let (v, o) = (linear("self_attn.v_proj", config.qkv_bias), linear("self_attn.o_proj", config.o_bias));
+                let gate = linear("mlp.gate_proj", config.mlp_bias);
+                let (up, down) = (linear("mlp.up_proj", config.mlp_bias), linear("mlp.down_proj", config.mlp_bias));
+                let mut norm = |name: &str| RmsNorm { w: p(&format!("{name}.weight")), eps };
+                let norms =
+                    config.family.qk_norm_is_whole().map(|_| (norm("self_attn.q_norm"), norm("self_attn.k_norm")));
+                let slides = config.slides(i);
+                let heads = Heads { window: config.window.filter(|_| slides), ..heads };
+                let rope = usize::from(slides && config.sliding_rope.is_some());
                 Block {
-                    norm1: RmsNorm { w: p("input_layernorm"), eps },
-                    q: Linear { w: p("self_attn.q_proj") },
-                    k: Linear { w: p("self_attn.k_proj") },
-                    v: Linear { w: p("self_attn.v_proj") },
-                    o: Linear { w: p("self_attn.o_proj") },
-                    q_norm: RmsNorm { w: p("self_attn.q_norm"), eps },
-                    k_norm: RmsNorm { w: p("self_attn.k_norm"), eps },
-                    norm2: RmsNorm { w: p("post_attention_layernorm"), eps },
-                    gate: Linear { w: p("mlp.gate_proj") },
-                    up: Linear { w: p("mlp.up_proj") },
-                    down: Linear { w: p("mlp.down_proj") },
+                    place: config.family.norm_place(),
+                    attention_norm: norm(names.0),
+                    mlp_norm: norm(names.1),
+                    attention: Attention { q, k, v, o, norms, heads, rope },
+                    mlp: Mlp { gate, up, down },
                 }
             })
             .collect();
-        let mut rope = RopeTable::new(config.rope_theta, config.head_dim);
-        rope.reserve(config.max_positions);
         Ok(Model {
             embed: Embedding { w: take("model.embed_tokens.weight") },
             blocks,
             norm: RmsNorm { w: take("model.norm.weight"), eps },
-            head: if config.tied { None } else { Some(take("lm_head.weight")) },
+            head: if config.tied { None } else { Some(Linear::new(take("lm_head.weight"), None)) },
             kernels: Kernels::of(device),
             device: device.clone(),
-            rope,
+            recompute: false,
+            ropes: RwLock::new(ropes),
             config,
         })
     }
 
-    fn heads(&self) -> Heads {
-        Heads { h: self.config.heads, hk: self.config.kv_heads, d: self.config.head_dim, window: None }
-    }
-
-    /// Every parameter, in checkpoint order.
+    /// Every parameter, in checkpoint order; an adapter's stand behind the weight they add to.
     pub fn params(&self) -> Vec<&Param> {
         let mut out = vec![&self.embed.w];
-        for b in &self.blocks {
-            out.extend([&b.norm1.w, &b.q.w, &b.k.w, &b.v.w, &b.o.w, &b.q_norm.w, &b.k_norm.w]);
-            out.extend([&b.norm2.w, &b.gate.w, &b.up.w, &b.down.w]);
-        }
+        out.extend(self.blocks.iter().flat_map(Block::params));
         out.push(&self.norm.w);
-        out.extend(&self.head);
+        out.extend(self.head.iter().flat_map(Linear::params));
         out
     }
 
-    /// Every parameter, in checkpoint order.
+    /// As [`Model::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param> {
         let mut out = vec![&mut self.embed.w];
-        for b in &mut self.blocks {
-            out.extend([&mut b.norm1.w, &mut b.q.w, &mut b.k.w, &mut b.v.w, &mut b.o.w, &mut b.q_norm.w]);
-            out.extend([&mut b.k_norm.w, &mut b.norm2.w, &mut b.gate.w, &mut b.up.w, &mut b.down.w]);
-        }
+        out.extend(self.blocks.iter_mut().flat_map(Block::params_mut));
         out.push(&mut self.norm.w);
-        out.extend(&mut self.head);
+        out.extend(self.head.iter_mut().flat_map(Linear::params_mut));
         out
     }
 
-    fn head(&self) -> &Param {
-        self.head.as_ref().unwrap_or(&self.embed.w)
+    /// Every tensor of the checkpoint, adapters merged, in checkpoint order.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn weights(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut merged = BTreeMap::new();
+        for (name, linear) in self.linears() {
+            if linear.adapter.is_some() {
+                merged.insert(format!("{name}.weight"), linear.merged(self.kernels)?);
+            }
+        }
+        let params = self.params().into_iter().map(|p| (p.name.clone(), p.value.clone()));
+        let mut params: BTreeMap<String, Tensor> = params.chain(merged).collect();
+        let names = self.config.shapes().into_iter();
+        Ok(names.filter_map(|(name, _)| params.remove_entry(&name)).collect())
     }
 
-    fn head_mut(&mut self) -> &mut Param {
-        self.head.as_mut().unwrap_or(&mut self.embed.w)
+    /// Every linear layer by its name in checkpoints, without `.weight`. A tied head is none.
+    pub fn linears(&self) -> Vec<(String, &Linear)> {
+        let mut out = Vec::new();
+        for (i, b) in self.blocks.iter().enumerate() {
+            out.extend(b.linears().into_iter().map(|(name, l)| (format!("model.layers.{i}.{name}"), l)));
+        }
+        out.extend(self.head.iter().map(|l| ("lm_head".to_owned(), l)));
+        out
+    }
+
+    /// As [`Model::linears`].
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut out = Vec::new();
+        for (i, b) in self.blocks.iter_mut().enumerate() {
+            out.extend(b.linears_mut().into_iter().map(|(name, l)| (format!("model.layers.{i}.{name}"), l)));
+        }
+        out.extend(self.head.iter_mut().map(|l| ("lm_head".to_owned(), l)));
+        out
+    }
+
+    fn head(&self) -> &dyn Project {
+        match &self.head {
+            Some(head) => head,
+            None => &self.embed.w,
+        }
+    }
+
+    fn head_mut(&mut self) -> &mut dyn Project {
+        match &mut self.head {
+            Some(head) => head,
+            None => &mut self.embed.w,
+        }
     }
 
     fn check_row(&self, ids: &[u32], positions: usize) -> Result<()> {
@@ -269,72 +273,74 @@ impl Model {
         if positions > self.config.max_positions {
             candle_core::bail!("a sequence of {positions} tokens, the model takes {}", self.config.max_positions);
         }
+        if read(&self.ropes).iter().any(|table| table.positions() < positions) {
+            // a good deal more, for threads that sample wait for one another here
+            let ahead = positions.next_power_of_two().max(1024).min(self.config.max_positions);
+            let mut ropes = self.ropes.write().unwrap_or_else(PoisonError::into_inner);
+            ropes.iter_mut().for_each(|table| table.reserve(ahead));
+        }
         Ok(())
     }
 
-    /// q, k (rotated, with their values before the norm) and v of normed rows.
-    fn project(&self, b: &Block, h: &Tensor, positions: &[u32]) -> Result<[Tensor; 7]> {
-        let (kn, c) = (self.kernels, &self.config);
-        let (q0, k0, v) = (b.q.forward(kn, h)?, b.k.forward(kn, h)?, b.v.forward(kn, h)?);
-        let (q, rq) = b.q_norm.forward(kn, &q0)?;
-        let (k, rk) = b.k_norm.forward(kn, &k0)?;
-        let q = kernel::rope(kn, q, c.heads, &self.rope, positions, 1.0)?;
-        let k = kernel::rope(kn, k, c.kv_heads, &self.rope, positions, 1.0)?;
-        Ok([q0, rq, k0, rk, q, k, v])
+    /// The lowest block whose backward reaches something to learn: below it nothing is kept and nothing goes back.
+    fn lowest(&self) -> usize {
+        if self.embed.w.trainable {
+            return 0;
+        }
+        let learns = |b: &Block| b.params().iter().any(|p| p.trainable);
+        self.blocks.iter().position(learns).unwrap_or(self.blocks.len())
     }
 
-    /// Hidden states before the final norm, (n, hidden), and the saved activations where `keep`.
-    fn forward(&self, ids: &[u32], packing: &Packing, keep: bool) -> Result<(Tensor, Vec<Saved>)> {
+    /// Hidden states before the final norm, (n, hidden), and where `keep`, what the backward of each block from
+    /// `lowest` on needs.
+    fn forward(&self, ids: &[u32], packing: &Packing, keep: bool) -> Result<(Tensor, Vec<Kept>)> {
         let positions = packing.positions();
         self.check_row(ids, positions.iter().max().map_or(0, |p| *p as usize + 1))?;
-        let kn = self.kernels;
-        let mut saved = Vec::new();
-        let mut x = self.embed.forward(kn, ids)?; // (n, hidden)
-        for b in &self.blocks {
-            let (h1, r1) = b.norm1.forward(kn, &x)?;
-            let [q0, rq, k0, rk, q, k, v] = self.project(b, &h1, positions)?;
-            let (attn, stats) = kernel::attention(kn, &q, &k, &v, packing, self.heads())?;
-            let mut mid = b.o.forward(kn, &attn)?;
-            kernel::add_into(kn, &mut mid, &x)?;
-            let (h2, r2) = b.norm2.forward(kn, &mid)?;
-            let (gate, up) = (b.gate.forward(kn, &h2)?, b.up.forward(kn, &h2)?);
-            let mut y = b.down.forward(kn, &kernel::swiglu(kn, &gate, &up)?)?;
-            kernel::add_into(kn, &mut y, &mid)?;
+        let ropes = read(&self.ropes);
+        let rows = Rows { kernels: self.kernels, positions, ropes: &ropes, wanted: None };
+        let lowest = if keep { self.lowest() } else { self.blocks.len() };
+        let mut kept = Vec::new();
+        let mut x = self.embed.forward(self.kernels, ids)?; // (n, hidden)
+        for (i, b) in self.blocks.iter().enumerate() {
+            // an adapter that drops entries does so in the forward that is thrown away, too
+            let train = i >= lowest;
+            let (y, saved) = b.forward(rows, &x, train, |q, k, v| {
+                let (out, stats) = kernel::attention(self.kernels, q, k, v, packing, b.attention.heads)?;
+                Ok((out, Some(stats)))
+            })?;
             let input = std::mem::replace(&mut x, y);
-            if keep {
-                saved.push(Saved { x: input, h1, r1, q0, rq, k0, rk, q, k, v, stats, attn, mid, h2, r2, gate, up });
+            match saved {
+                Some(_) if self.recompute => kept.push(Kept::Input(input)),
+                Some(saved) => kept.push(Kept::Rows(Box::new(saved))),
+                None => {}
             }
         }
-        Ok((x, saved))
+        Ok((x, kept))
     }
 
     /// Gradients of all parameters below the final norm, given d objective / d hidden.
-    fn backward(&mut self, mut dx: Tensor, ids: &[u32], packing: &Packing, saved: Vec<Saved>) -> Result<()> {
-        let (kn, heads) = (self.kernels, self.heads());
-        let positions = packing.positions();
-        for (b, s) in self.blocks.iter_mut().zip(saved).rev() {
-            // x + down(swiglu(gate(h2), up(h2)))
-            let a = kernel::swiglu(kn, &s.gate, &s.up)?;
-            let da = b.down.backward(kn, &dx, &a)?;
-            let (dgate, dup) = kernel::swiglu_backward(kn, &da, &s.gate, &s.up)?;
-            let mut dh2 = b.gate.backward(kn, &dgate, &s.h2)?;
-            kernel::add_into(kn, &mut dh2, &b.up.backward(kn, &dup, &s.h2)?)?;
-            let mut dmid = b.norm2.backward(kn, &dh2, &s.mid, &s.r2)?;
-            kernel::add_into(kn, &mut dmid, &dx)?;
-            // x + o(attention(..))
-            let dattn = b.o.backward(kn, &dmid, &s.attn)?;
-            let (dq, dk, dv) = kernel::attention_backward(kn, &dattn, &s.q, &s.k, &s.v, &s.stats, packing, heads)?;
-            let dq = kernel::rope(kn, dq, heads.h, &self.rope, positions, -1.0)?;
-            let dk = kernel::rope(kn, dk, heads.hk, &self.rope, positions, -1.0)?;
-            let dq = b.q_norm.backward(kn, &dq, &s.q0, &s.rq)?;
-            let dk = b.k_norm.backward(kn, &dk, &s.k0, &s.rk)?;
-            let mut dh1 = b.q.backward(kn, &dq, &s.h1)?;
-            kernel::add_into(kn, &mut dh1, &b.k.backward(kn, &dk, &s.h1)?)?;
-            kernel::add_into(kn, &mut dh1, &b.v.backward(kn, &dv, &s.h1)?)?;
-            dx = b.norm1.backward(kn, &dh1, &s.x, &s.r1)?;
-            kernel::add_into(kn, &mut dx, &dmid)?;
+    fn backward(&mut self, mut dx: Tensor, ids: &[u32], packing: &Packing, mut kept: Vec<Kept>) -> Result<()> {
+        let (kernels, lowest) = (self.kernels, self.lowest());
+        let ropes = read(&self.ropes);
+        let rows = Rows { kernels, positions: packing.positions(), ropes: &ropes, wanted: None };
+        for b in self.blocks[lowest..].iter_mut().rev() {
+            let saved = match kept.pop() {
+                Some(Kept::Rows(saved)) => *saved,
+                Some(Kept::Input(x)) => {
+                    let (_, saved) = b.forward(rows, &x, true, |q, k, v| {
+                        let (out, stats) = kernel::attention(kernels, q, k, v, packing, b.attention.heads)?;
+                        Ok((out, Some(stats)))
+                    })?;
+                    match saved {
+                        Some(saved) => saved,
+                        None => panic!("BUG: a block kept nothing"),
+                    }
+                }
+                None => panic!("BUG: a block's rows are missing"),
+            };
+            dx = b.backward(rows, &dx, saved, packing)?;
         }
-        self.embed.backward(kn, &dx, ids)
+        self.embed.backward(kernels, &dx, ids)
     }
 
     /// Forward and backward of one packed row. `coefficient(i, stats)` is d objective / d logp of `targets[i]`, for an
@@ -351,7 +357,7 @@ impl Model {
         coefficient: impl FnMut(usize, TokenStats) -> f32,
     ) -> Result<Vec<TokenStats>> {
         let kn = self.kernels;
-        let (x, saved) = self.forward(ids, packing, true)?;
+        let (x, kept) = self.forward(ids, packing, true)?;
         let rows: Vec<u32> = targets.iter().map(|t| t.row).collect();
         let labels: Vec<u32> = targets.iter().map(|t| t.id).collect();
         let x = layer::select_rows(&x, &rows)?;
@@ -359,7 +365,7 @@ impl Model {
         let (stats, dh) = layer::score_backward(kn, &h, self.head_mut(), &labels, temperature, coefficient)?;
         let dx = self.norm.backward(kn, &dh, &x, &r)?;
         let dx = layer::scatter_rows(kn, &dx, &rows, ids.len(), &self.device)?;
-        self.backward(dx, ids, packing, saved)?;
+        self.backward(dx, ids, packing, kept)?;
         Ok(stats)
     }
 
@@ -387,7 +393,7 @@ impl Model {
     /// As [`Model::train`].
     pub fn logits(&self, ids: &[u32], packing: &Packing) -> Result<Tensor> {
         let (x, _) = self.forward(ids, packing, false)?;
-        layer::logits(self.kernels, &self.norm.forward(self.kernels, &x)?.0, self.head())
+        self.head().forward(self.kernels, &self.norm.forward(self.kernels, &x)?.0)
     }
 
     /// An empty sequence to extend.
@@ -418,7 +424,7 @@ impl Model {
     }
 
     /// Appends tokens to sequences and returns the logits (m, v) after the last token of each of the m that want them.
-    /// What only they need, the last layer and the head, is computed for them alone.
+    /// What only they need, most of the last block and the head, is computed for them alone.
     ///
     /// # Errors
     /// As [`Model::train`].
@@ -426,7 +432,7 @@ impl Model {
     /// # Panics
     /// When a sequence is extended by nothing: a bug in the caller.
     pub fn advance(&self, mut steps: Vec<Step<'_>>) -> Result<Tensor> {
-        let (kn, c) = (self.kernels, &self.config);
+        let kn = self.kernels;
         let (mut ids, mut positions): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
         let mut last = Vec::new();
         for step in &steps {
@@ -439,39 +445,44 @@ impl Model {
                 last.push(ids.len() as u32 - 1);
             }
         }
+        let wanted = last.len();
+        if wanted == 0 {
+            last.push(ids.len() as u32 - 1); // not every device takes tensors without rows
+        }
+        let asking: Vec<u32> = last.iter().map(|row| positions[*row as usize]).collect();
+        let ropes = read(&self.ropes);
         let mut x = self.embed.forward(kn, &ids)?; // (n, hidden)
         for (i, b) in self.blocks.iter().enumerate() {
-            let (mut h, _) = b.norm1.forward(kn, &x)?;
-            let (k, _) = b.k_norm.forward(kn, &b.k.forward(kn, &h)?)?;
-            let k = kernel::rope(kn, k, c.kv_heads, &self.rope, &positions, 1.0)?;
-            let v = b.v.forward(kn, &h)?;
             let tail = i + 1 == self.blocks.len();
-            if tail {
-                // nobody looks at the other rows from here on
-                (x, h) = (layer::select_rows(&x, &last)?, layer::select_rows(&h, &last)?);
-                positions = last.iter().map(|row| positions[*row as usize]).collect();
-            }
-            let (q, _) = b.q_norm.forward(kn, &b.q.forward(kn, &h)?)?;
-            let q = kernel::rope(kn, q, c.heads, &self.rope, &positions, 1.0)?;
             let mut from = 0;
             let parts = steps.iter_mut().map(|s| {
                 let rows = from..from + s.new.len();
                 from = rows.end;
-                let queries = if tail { usize::from(s.logits) } else { rows.len() };
+                let ends = last.binary_search(&(rows.end as u32 - 1)).is_ok();
+                let queries = if tail { usize::from(ends) } else { rows.len() };
                 CachedPart { cache: &mut s.sequence.layers[i], rows, queries }
             });
-            let attn = kernel::cached_attention(&q, &k, &v, parts.collect(), self.heads())?;
-            let mut mid = b.o.forward(kn, &attn)?;
-            kernel::add_into(kn, &mut mid, &x)?;
-            let (h2, _) = b.norm2.forward(kn, &mid)?;
-            let a = kernel::swiglu(kn, &b.gate.forward(kn, &h2)?, &b.up.forward(kn, &h2)?)?;
-            x = b.down.forward(kn, &a)?;
-            kernel::add_into(kn, &mut x, &mid)?;
+            let parts: Vec<_> = parts.collect();
+            let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
+                Ok((kernel::cached_attention(q, k, v, parts, b.attention.heads)?, None))
+            };
+            // nobody looks at the other rows of the last block
+            let wanted = tail.then_some((last.as_slice(), asking.as_slice()));
+            x = b.forward(Rows { kernels: kn, positions: &positions, ropes: &ropes, wanted }, &x, false, attend)?.0;
         }
         for step in &mut steps {
             step.sequence.ids.extend_from_slice(step.new);
         }
+        let x = x.narrow(0, 0, wanted)?;
+        if wanted == 0 {
+            return Tensor::zeros((0, self.config.vocab_size), x.dtype(), x.device());
+        }
         let (h, _) = self.norm.forward(kn, &x)?;
-        layer::logits(kn, &h, self.head())
+        self.head().forward(kn, &h)
     }
+}
+
+/// Tables are there for all positions asked for: see `check_row`.
+fn read(ropes: &RwLock<Vec<RopeTable>>) -> RwLockReadGuard<'_, Vec<RopeTable>> {
+    ropes.read().unwrap_or_else(PoisonError::into_inner)
 }

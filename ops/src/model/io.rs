@@ -85,7 +85,7 @@ pub fn save_tensors(path: &Utf8Path, tensors: &[(String, &Tensor)]) -> Result<()
     Ok(())
 }
 
-/// Writes `config.json` and `model.safetensors` into a folder, which is made if need be.
+/// Writes `config.json` and `model.safetensors`, adapters merged, into a folder, which is made if need be.
 ///
 /// # Errors
 /// The file system's.
@@ -94,8 +94,8 @@ pub fn save(model: &Model, folder: &Utf8Path) -> Result<(), OpError> {
     let mut config = serde_json::to_string_pretty(&model.config.to_json()).map_err(std::io::Error::from)?;
     config.push('\n');
     fs_err::write(folder.join("config.json"), config)?;
-    let params = model.params();
-    let tensors: Vec<(String, &Tensor)> = params.iter().map(|p| (p.name.clone(), &p.value)).collect();
+    let weights = model.weights().map_err(failed)?;
+    let tensors: Vec<(String, &Tensor)> = weights.iter().map(|(name, value)| (name.clone(), value)).collect();
     save_tensors(&folder.join("model.safetensors"), &tensors)
 }
 

@@ -4,10 +4,14 @@
 
 mod config;
 mod decoder;
+mod family;
 mod io;
+pub mod lora;
+pub mod rope;
 
 pub use config::Config;
 pub use decoder::{Model, Sequence, Step, Target};
+pub use family::{FAMILIES, Family};
 pub use io::{TOKENIZER_FILE, copy_text_files, load, load_tensors, save, save_tensors};
 
 use actloom_engine::op::{DeviceRequest, OpError};

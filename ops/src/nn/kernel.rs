@@ -169,6 +169,36 @@ pub fn linear_dw(kernels: Kernels, dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> 
     }
 }
 
+/// y (n, out) + b, in place where possible.
+pub fn add_bias(kernels: Kernels, y: Tensor, b: &Tensor) -> Result<Tensor> {
+    match kernels {
+        Kernels::Cpu => {
+            let b = view(b)?;
+            mutate(&y, |y| {
+                y.chunks_exact_mut(b.len()).for_each(|row| row.iter_mut().zip(b.iter()).for_each(|(y, b)| *y += b));
+            })?;
+            Ok(y)
+        }
+        Kernels::Plain => y.broadcast_add(b),
+    }
+}
+
+/// db += sum of the rows of dy (n, out), in row order.
+pub fn add_columns(kernels: Kernels, dy: &Tensor, db: &mut Tensor) -> Result<()> {
+    match kernels {
+        Kernels::Cpu => {
+            let dy = view(dy)?;
+            mutate(db, |db| {
+                dy.chunks_exact(db.len()).for_each(|row| db.iter_mut().zip(row).for_each(|(b, g)| *b += g));
+            })
+        }
+        Kernels::Plain => {
+            *db = (&*db + dy.sum(0)?)?;
+            Ok(())
+        }
+    }
+}
+
 /// RMSNorm over the last `w.len()` elements; returns y and 1 / sqrt(mean square + eps) by row.
 pub fn rms_norm(kernels: Kernels, x: &Tensor, w: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     match kernels {
@@ -216,29 +246,32 @@ pub fn rms_norm_backward(
 
 /// Cosines and sines of the rotary embedding, (positions, d/2), grown as needed.
 pub struct RopeTable {
-    theta: f64,
-    d: usize,
+    frequencies: Vec<f32>,
+    scale: f32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl RopeTable {
-    /// Frequencies theta^(-2i/d). Su et al., "RoFormer", 2021.
-    pub fn new(theta: f64, d: usize) -> Self {
-        RopeTable { theta, d, cos: Vec::new(), sin: Vec::new() }
+    /// `frequencies` (d/2) in radians per position; cosines and sines are multiplied by `scale`. Su et al.,
+    /// "RoFormer", 2021.
+    pub fn new(frequencies: Vec<f32>, scale: f32) -> Self {
+        RopeTable { frequencies, scale, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Positions that it has.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.frequencies.len()
     }
 
     /// Makes the table long enough for every position below `positions`.
     pub fn reserve(&mut self, positions: usize) {
-        let half = self.d / 2;
-        let have = self.cos.len() / half;
+        let have = self.positions();
         for p in have..positions.max(have).next_multiple_of(64) {
-            for i in 0..half {
-                // inverse frequencies are rounded to float32 first, as transformers does
-                let frequency = self.theta.powf(-2.0 * i as f64 / self.d as f64) as f32;
+            for frequency in &self.frequencies {
                 let angle = f64::from(p as f32 * frequency);
-                self.cos.push(angle.cos() as f32);
-                self.sin.push(angle.sin() as f32);
+                self.cos.push(angle.cos() as f32 * self.scale);
+                self.sin.push(angle.sin() as f32 * self.scale);
             }
         }
     }
@@ -255,15 +288,15 @@ pub fn rope(
 ) -> Result<Tensor> {
     match kernels {
         Kernels::Cpu => {
-            mutate(&x, |x| rows::rope(x, heads, table.d, &table.cos, &table.sin, positions, sign))?;
+            mutate(&x, |x| rows::rope(x, heads, 2 * table.frequencies.len(), &table.cos, &table.sin, positions, sign))?;
             Ok(x)
         }
         Kernels::Plain => {
-            let half = table.d / 2;
+            let half = table.frequencies.len();
             let gather = |t: &[f32]| -> Result<Tensor> {
                 let rows: Vec<f32> =
                     positions.iter().flat_map(|p| &t[*p as usize * half..(*p as usize + 1) * half]).copied().collect();
-                Tensor::from_vec(rows, (positions.len(), 1, half), x.device())
+                Tensor::from_vec(rows, (positions.len(), 1, half), x.device())?.to_dtype(x.dtype())
             };
             plain::rope(&x, heads, &gather(&table.cos)?, &(gather(&table.sin)? * f64::from(sign))?)
         }

@@ -1,13 +1,15 @@
 //! Parameters, and the layers made of kernels: each has `forward` and `backward(dy, saved) -> dx`.
 //!
-//! Invariant: a backward adds to the gradients of its trainable parameters and marks them as reached; the optimizer
-//! refuses a trainable parameter that was not.
+//! Invariants: a backward adds to the gradients of its trainable parameters and marks them as reached; the optimizer
+//! refuses a trainable parameter that was not. A low-rank adapter changes the weight that products use, not how they
+//! are made: `W' = W + scale B A` is formed once per update, so the sampler and the trainer see the same weights.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{Device, Result, Tensor};
 
 use super::kernel::{self, Kernels, Weight};
+use crate::rng::Rng;
 
 /// A named tensor of a model.
 pub struct Param {
@@ -16,29 +18,53 @@ pub struct Param {
     pub trainable: bool,
     /// Sum of gradients since the last step; `None` until a backward reached it.
     pub grad: Option<Tensor>,
-    packed: OnceLock<Weight>,
+    /// Counts changes of `value`: what was made from an older value is stale.
+    version: u64,
+    ready: Ready,
+}
+
+/// A weight prepared for products, and the versions it was made from. Several threads may use it at once.
+#[derive(Default)]
+struct Ready(RwLock<Option<([u64; 3], Arc<Weight>)>>);
+
+impl Ready {
+    fn with<R>(
+        &self,
+        versions: [u64; 3],
+        make: impl FnOnce() -> Result<Weight>,
+        f: impl FnOnce(&Weight) -> Result<R>,
+    ) -> Result<R> {
+        let fresh = |slot: &Option<([u64; 3], Arc<Weight>)>| {
+            slot.as_ref().filter(|(made, _)| *made == versions).map(|(_, weight)| weight.clone())
+        };
+        let found = fresh(&self.0.read().unwrap_or_else(PoisonError::into_inner));
+        let weight = match found {
+            Some(weight) => weight,
+            None => {
+                let mut slot = self.0.write().unwrap_or_else(PoisonError::into_inner);
+                match fresh(&slot) {
+                    Some(weight) => weight,
+                    None => {
+                        *slot = None; // the old one's memory first
+                        let weight = Arc::new(make()?);
+                        *slot = Some((versions, weight.clone()));
+                        weight
+                    }
+                }
+            }
+        };
+        f(&weight)
+    }
 }
 
 impl Param {
     pub fn new(name: impl Into<String>, value: Tensor) -> Self {
-        Param { name: name.into(), value, trainable: true, grad: None, packed: OnceLock::new() }
-    }
-
-    /// The weight prepared for products, made once per update.
-    fn weight(&self, kernels: Kernels) -> Result<&Weight> {
-        if self.packed.get().is_none() {
-            // where two threads come at once both pack, to the same bytes, and one is dropped
-            drop(self.packed.set(Weight::new(kernels, &self.value)?));
-        }
-        match self.packed.get() {
-            Some(weight) => Ok(weight),
-            None => panic!("BUG: a packed weight went missing"),
-        }
+        Param { name: name.into(), value, trainable: true, grad: None, version: 0, ready: Ready::default() }
     }
 
     /// Must follow every change of `value`.
     pub fn changed(&mut self) {
-        self.packed = OnceLock::new();
+        self.version += 1;
     }
 
     /// The gradient to add to, zero at first. `None` for frozen parameters.
@@ -53,19 +79,151 @@ impl Param {
     }
 }
 
-/// y = x W^T, without bias.
+/// A layer that maps rows to rows and can be the output of a model.
+pub trait Project {
+    /// x (n, in) -> (n, out)
+    fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor>;
+    /// dx, given dy and the forward's input.
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor>;
+}
+
+/// The matrix itself, y = x W^T: a tied embedding as head.
+impl Project for Param {
+    fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
+        self.ready.with([self.version, 0, 0], || Weight::new(k, &self.value), |w| kernel::linear(x, w))
+    }
+
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let dx = kernel::linear_dx(k, dy, &self.value)?;
+        if let Some(dw) = self.grad_mut()? {
+            kernel::linear_dw(k, dy, x, dw)?;
+        }
+        Ok(dx)
+    }
+}
+
+/// A low-rank addition to a weight: W' = W + scale B A. Hu et al., "LoRA", 2021.
+pub struct Adapter {
+    /// (rank, in)
+    pub a: Param,
+    /// (out, rank)
+    pub b: Param,
+    /// alpha / rank
+    pub scale: f64,
+    /// Where set, training drops entries of the input of A, and W' is not formed.
+    pub dropout: Option<Dropout>,
+}
+
+/// Which entries are dropped: a function of the key and the entry's place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    pub rate: f64,
+    /// Seed, layer, update and row of the update.
+    pub key: [u64; 4],
+}
+
+impl Dropout {
+    /// x with entries set to zero at random and the others divided by 1 - rate.
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let mut rng = Rng::at(self.key[0], &self.key[1..]);
+        let keep = (1.0 / (1.0 - self.rate)) as f32;
+        let mask: Vec<f32> = (0..x.elem_count()).map(|_| if rng.uniform() < self.rate { 0.0 } else { keep }).collect();
+        x * Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_device(x.device())?
+    }
+}
+
+/// y = x W^T + b, with an adapter where one is attached.
 pub struct Linear {
     pub w: Param,
+    pub b: Option<Param>,
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
-    pub fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
-        kernel::linear(x, self.w.weight(k)?)
+    pub fn new(w: Param, b: Option<Param>) -> Self {
+        Linear { w, b, adapter: None }
     }
 
-    /// `x` is the forward's input.
-    pub fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let dx = kernel::linear_dx(k, dy, &self.w.value)?;
+    /// W, or W' where there is an adapter.
+    pub fn merged(&self, k: Kernels) -> Result<Tensor> {
+        match &self.adapter {
+            None => Ok(self.w.value.clone()),
+            Some(l) => &self.w.value + (kernel::linear_dx(k, &l.b.value, &l.a.value)? * l.scale)?,
+        }
+    }
+
+    fn versions(&self) -> [u64; 3] {
+        let (a, b) = self.adapter.as_ref().map_or((0, 0), |l| (l.a.version + 1, l.b.version + 1));
+        [self.w.version, a, b]
+    }
+
+    /// The forward of training: the same as [`Project::forward`] unless an adapter drops entries.
+    pub fn forward_train(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
+        let Some((adapter, dropout)) = self.adapter.as_ref().and_then(|l| Some((l, l.dropout?))) else {
+            return self.forward(k, x);
+        };
+        let base =
+            self.w.ready.with([self.w.version, 0, 0], || Weight::new(k, &self.w.value), |w| kernel::linear(x, w))?;
+        let low = adapter.a.forward(k, &dropout.apply(x)?)?;
+        let y = (base + (adapter.b.forward(k, &low)? * adapter.scale)?)?;
+        match &self.b {
+            Some(b) => kernel::add_bias(k, y, &b.value),
+            None => Ok(y),
+        }
+    }
+
+    /// Every parameter, in checkpoint order.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        let adapter = self.adapter.iter().flat_map(|l| [&l.a, &l.b]);
+        std::iter::once(&self.w).chain(&self.b).chain(adapter)
+    }
+
+    /// As [`Linear::params`].
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let adapter = self.adapter.iter_mut().flat_map(|l| [&mut l.a, &mut l.b]);
+        std::iter::once(&mut self.w).chain(&mut self.b).chain(adapter)
+    }
+}
+
+impl Project for Linear {
+    fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
+        let y = self.w.ready.with(self.versions(), || Weight::new(k, &self.merged(k)?), |w| kernel::linear(x, w))?;
+        match &self.b {
+            Some(b) => kernel::add_bias(k, y, &b.value),
+            None => Ok(y),
+        }
+    }
+
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let dropout = self.adapter.as_ref().and_then(|l| l.dropout);
+        // 1. dx: through W' at once, or through W and the low road each
+        let weight = if dropout.is_some() { self.w.value.clone() } else { self.merged(k)? };
+        let mut dx = kernel::linear_dx(k, dy, &weight)?;
+        // 2. the adapter: with low = x A^T and dlow = scale dy B, dB = scale dy^T low and dA = dlow^T x
+        if let Some(l) = &mut self.adapter {
+            let input = match dropout {
+                Some(dropout) => dropout.apply(x)?,
+                None => x.clone(),
+            };
+            let dlow = (kernel::linear_dx(k, dy, &l.b.value)? * l.scale)?;
+            if l.b.trainable {
+                let low = (l.a.forward(k, &input)? * l.scale)?;
+                if let Some(db) = l.b.grad_mut()? {
+                    kernel::linear_dw(k, dy, &low, db)?;
+                }
+            }
+            if let Some(dropout) = dropout {
+                // the mask is linear and its own transpose
+                dx = (dx + dropout.apply(&kernel::linear_dx(k, &dlow, &l.a.value)?)?)?;
+            }
+            if let Some(da) = l.a.grad_mut()? {
+                kernel::linear_dw(k, &dlow, &input, da)?;
+            }
+        }
+        // 3. the layer's own parameters
+        if let Some(db) = self.b.as_mut().map(Param::grad_mut).transpose()?.flatten() {
+            kernel::add_columns(k, dy, db)?;
+        }
         if let Some(dw) = self.w.grad_mut()? {
             kernel::linear_dw(k, dy, x, dw)?;
         }
@@ -83,6 +241,11 @@ impl RmsNorm {
     /// Returns y and what the backward needs beside x.
     pub fn forward(&self, k: Kernels, x: &Tensor) -> Result<(Tensor, Tensor)> {
         kernel::rms_norm(k, x, &self.w.value, self.eps)
+    }
+
+    /// The forward's y again, bit for bit.
+    pub fn again(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
+        Ok(self.forward(k, x)?.0)
     }
 
     pub fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor, rstd: &Tensor) -> Result<Tensor> {
@@ -119,17 +282,12 @@ pub struct TokenStats {
 /// Rows of logits alive at once.
 const HEAD_ROWS: usize = 128;
 
-/// Logits of hidden states x (n, hidden) against an output matrix (v, hidden).
-pub fn logits(k: Kernels, x: &Tensor, head: &Param) -> Result<Tensor> {
-    kernel::linear(x, head.weight(k)?)
-}
-
 /// Log-probabilities of targets, without ever holding more than 128 rows of logits.
-pub fn score(k: Kernels, x: &Tensor, head: &Param, targets: &[u32], temperature: f32) -> Result<Vec<TokenStats>> {
+pub fn score(k: Kernels, x: &Tensor, head: &dyn Project, targets: &[u32], temperature: f32) -> Result<Vec<TokenStats>> {
     let mut out = Vec::with_capacity(targets.len());
     for start in (0..targets.len()).step_by(HEAD_ROWS) {
         let n = HEAD_ROWS.min(targets.len() - start);
-        let z = logits(k, &x.narrow(0, start, n)?.contiguous()?, head)?;
+        let z = head.forward(k, &x.narrow(0, start, n)?.contiguous()?)?;
         let stats = kernel::row_stats(&z, &targets[start..start + n], temperature)?;
         out.extend(stats.into_iter().map(|s| TokenStats { logp: s.logp, entropy: s.entropy }));
     }
@@ -141,7 +299,7 @@ pub fn score(k: Kernels, x: &Tensor, head: &Param, targets: &[u32], temperature:
 pub fn score_backward(
     k: Kernels,
     x: &Tensor,
-    head: &mut Param,
+    head: &mut dyn Project,
     targets: &[u32],
     temperature: f32,
     mut coefficient: impl FnMut(usize, TokenStats) -> f32,
@@ -151,7 +309,7 @@ pub fn score_backward(
     for start in (0..targets.len()).step_by(HEAD_ROWS) {
         let n = HEAD_ROWS.min(targets.len() - start);
         let rows = x.narrow(0, start, n)?.contiguous()?;
-        let z = logits(k, &rows, head)?;
+        let z = head.forward(k, &rows)?;
         let targets = &targets[start..start + n];
         let stats = kernel::row_stats(&z, targets, temperature)?;
         let mut coefficients = Vec::with_capacity(n);
@@ -161,10 +319,7 @@ pub fn score_backward(
             all.push(s);
         }
         let dz = kernel::row_backward(z, targets, temperature, &stats, &coefficients)?;
-        dx.push(kernel::linear_dx(k, &dz, &head.value)?);
-        if let Some(dw) = head.grad_mut()? {
-            kernel::linear_dw(k, &dz, &rows, dw)?;
-        }
+        dx.push(head.backward(k, &dz, &rows)?);
     }
     let dx = if dx.is_empty() { Tensor::zeros((0, x.dim(1)?), x.dtype(), x.device())? } else { Tensor::cat(&dx, 0)? };
     Ok((all, dx))

@@ -1,9 +1,9 @@
 //! The kernels in candle's operations: they run on every device and judge the fast ones in tests.
 //!
-//! Invariant: same formulas as `cpu`, forward and backward; no candle call that drops gradients matters here, for no
-//! tape is used.
+//! Invariants: same formulas as `cpu`, forward and backward, in the type of their inputs: float64 makes them the judge;
+//! no candle call that drops gradients matters here, for no tape is used.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::cpu::attention::Heads;
 use super::kernel::AdamStep;
@@ -85,7 +85,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, packing: &Packing, heads: H
             })
         })
         .collect();
-    let mask = Tensor::from_vec(mask, (n, n), q.device())?;
+    let mask = Tensor::from_vec(mask, (n, n), q.device())?.to_dtype(q.dtype())?;
     let (q, k, v) = (spread(q, h, 1, d)?, spread(k, hk, h / hk, d)?, spread(v, hk, h / hk, d)?);
     let p = softmax(&(q.matmul(&k.t()?)? * (1.0 / (d as f64).sqrt()))?.broadcast_add(&mask)?)?;
     let out = p.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((n, h * d))?;
@@ -128,17 +128,17 @@ pub fn cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor
         let sees = |i: usize, j: usize| j <= t - r + i && heads.window.is_none_or(|w| t - r + i - j < w);
         let mask: Vec<f32> =
             (0..r).flat_map(|i| (0..t).map(move |j| if sees(i, j) { 0.0 } else { f32::NEG_INFINITY })).collect();
-        s = s.broadcast_add(&Tensor::from_vec(mask, (r, t), q.device())?)?;
+        s = s.broadcast_add(&Tensor::from_vec(mask, (r, t), q.device())?.to_dtype(s.dtype())?)?;
     }
     softmax(&s)?.matmul(&v)?.transpose(0, 1)?.contiguous()?.reshape((r, h * d))
 }
 
 pub fn adamw(p: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, s: AdamStep) -> Result<()> {
-    let g = (g.to_dtype(DType::F32)? * f64::from(s.scale))?;
+    let g = (g.to_dtype(p.dtype())? * f64::from(s.scale))?;
     *m = ((&*m * f64::from(s.beta1))? + (&g * f64::from(1.0 - s.beta1))?)?;
     *v = ((&*v * f64::from(s.beta2))? + (g.sqr()? * f64::from(1.0 - s.beta2))?)?;
     let denominator = ((&*v / f64::from(s.correction[1]))?.sqrt()? + f64::from(s.eps))?;
     let update = ((&*m / f64::from(s.correction[0]))? / denominator)?;
-    *p = ((&*p * f64::from(1.0 - s.lr * s.weight_decay))? - (update * f64::from(s.lr))?)?;
+    *p = ((&*p * (1.0 - f64::from(s.lr) * f64::from(s.weight_decay)))? - (update * f64::from(s.lr))?)?;
     Ok(())
 }

@@ -3,10 +3,10 @@
 //! arXiv 2603.08706. The model sees the state and both actions in random order, reasons freely, then answers with the
 //! text of one of them. Which reasoning helps is left to the reinforcement.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
-use super::common;
 use super::policy_optimisation::Params;
+use super::{common, training};
 use crate::artifact::{self, Pair};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
@@ -70,15 +70,21 @@ impl Op for Act {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new()
-            .input("model", Kind::MODEL, "the model to start from")
-            .input("pairs", Kind::PAIRS, "pairs of actions; those held out are left out")
-            .output("model", Kind::MODEL, "the trained model")
+    fn ports(&self, p: &Params) -> Ports {
+        p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from").input(
+            "pairs",
+            Kind::PAIRS,
+            "pairs of actions; those held out are left out",
+        ))
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.training.check_sampled()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        p.training.prepare(ctx, &mut model)?;
         let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
         pairs.retain(|pair| !pair.held_out);
         if p.limit > 0 {
@@ -90,7 +96,7 @@ impl Op for Act {
         let critics = Critics::new(pairs, &text, &model, p.max_tokens, p.reward)?;
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &critics, &p.settings(ctx.seed("samples")))?;
-        common::publish(ctx, &model, ctx.input("model"))
+        training::publish(ctx, &model, ctx.input("model"))
     }
 }
 

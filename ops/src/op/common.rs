@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
 use crate::infer::Choice;
-use crate::model::{self, Model, copy_text_files, open_device};
+use crate::model::{self, Model, open_device};
 use crate::text::{Dialogue, Text};
 
 /// Environments by name.
@@ -33,16 +33,6 @@ pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpE
         return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
     }
     Ok((model, text))
-}
-
-/// Writes a trained model with the text files of the one it came from.
-///
-/// # Errors
-/// The file system's.
-pub fn publish(ctx: &OpContext<'_>, model: &Model, from: &Utf8Path) -> Result<(), OpError> {
-    let to = ctx.output("model");
-    copy_text_files(from, to)?;
-    model::save(model, to)
 }
 
 /// The state before turn `turn` of an episode.

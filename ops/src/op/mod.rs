@@ -15,3 +15,4 @@ pub mod rl;
 pub mod rollout;
 pub mod sft;
 pub mod table;
+pub mod training;

@@ -7,23 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::common::EnvName;
 use super::pretrain::play_texts;
 use crate::env::household;
-use crate::model::{self, Config};
+use crate::model::{self, Config, Family};
 use crate::text::{Text, train_tokenizer};
-
-/// Architectures that can be made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    #[default]
-    Qwen3,
-}
 
 /// Parameters of `model`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     #[serde(default)]
-    pub architecture: Architecture,
+    pub architecture: Family,
     /// Width of the residual stream.
     #[serde(default = "d128")]
     #[schemars(range(min = 8, max = 16384))]
@@ -133,21 +125,22 @@ impl Op for NewModel {
         train_tokenizer(&texts, p.vocab_size, &folder)?;
         let text = Text::load(&folder, &[])?;
         let (eos, pad) = (text.id("<|end|>")?, text.id("<|pad|>")?);
-        let config = Config {
-            vocab_size: text.vocabulary(),
-            hidden_size: p.hidden_size,
-            intermediate_size: p.intermediate_size,
-            layers: p.layers,
-            heads: p.heads,
-            kv_heads: p.kv_heads,
-            head_dim: p.head_dim,
-            rms_norm_eps: 1e-6,
-            rope_theta: p.rope_theta,
-            max_positions: p.max_positions,
-            tied: true,
-            eos: vec![eos],
-            pad: Some(pad),
-        };
+        let config = Config::from_json(&serde_json::json!({
+            "model_type": p.architecture.name(),
+            "vocab_size": text.vocabulary(),
+            "hidden_size": p.hidden_size,
+            "intermediate_size": p.intermediate_size,
+            "num_hidden_layers": p.layers,
+            "num_attention_heads": p.heads,
+            "num_key_value_heads": p.kv_heads,
+            "head_dim": p.head_dim,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": p.rope_theta,
+            "max_position_embeddings": p.max_positions,
+            "tie_word_embeddings": true,
+            "eos_token_id": [eos],
+            "pad_token_id": pad,
+        }))?;
         let generation = serde_json::json!({ "eos_token_id": [eos], "pad_token_id": pad, "do_sample": true });
         fs_err::write(folder.join("generation_config.json"), format!("{generation:#}\n"))?;
         let tokens: usize = texts.iter().map(|t| text.encode(t).map(|ids| ids.len())).sum::<Result<usize, _>>()?;

@@ -3,13 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::training::{Defaults, Training};
 use crate::reward::Reward;
 use crate::train::grpo::{Aggregation, Settings};
-use crate::train::optimizer::AdamW;
-use crate::train::schedule::Schedule;
 
 /// Parameters of `act` and `rl`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// G: responses sampled for each prompt.
@@ -31,16 +30,8 @@ pub struct Params {
     /// Only so many prompts, taken in order; 0 takes all.
     #[serde(default)]
     pub limit: usize,
-    #[serde(default = "lr")]
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub learning_rate: f64,
-    #[serde(default)]
-    pub schedule: Schedule,
-    /// Updates of warm-up.
-    #[serde(default)]
-    pub warmup: u64,
-    #[serde(default)]
-    pub optimizer: AdamW,
+    #[serde(flatten)]
+    pub training: Training<Sampled>,
     /// Temperature of sampling; the trainer divides its logits by the same.
     #[serde(default = "temperature")]
     #[schemars(range(min = 0.01, max = 10.0))]
@@ -66,10 +57,14 @@ pub struct Params {
     pub kl: f64,
     #[serde(default)]
     pub aggregation: Aggregation,
-    /// Tokens of a packed row.
-    #[serde(default = "row_tokens")]
-    #[schemars(range(min = 64, max = 1048576))]
-    pub row_tokens: usize,
+}
+
+/// Defaults of training on what the model itself says.
+pub struct Sampled;
+
+impl Defaults for Sampled {
+    const LEARNING_RATE: f64 = 1e-6;
+    const CHECKPOINT: u64 = 20;
 }
 
 fn group() -> usize {
@@ -84,9 +79,6 @@ fn batch() -> usize {
 fn one() -> usize {
     1
 }
-fn lr() -> f64 {
-    1e-6
-}
 fn temperature() -> f64 {
     1.0
 }
@@ -95,9 +87,6 @@ fn max_tokens() -> usize {
 }
 fn clip() -> f64 {
     0.2
-}
-fn row_tokens() -> usize {
-    4096
 }
 
 impl Params {
@@ -108,17 +97,18 @@ impl Params {
             epochs: self.epochs,
             batch: self.batch,
             updates: self.updates,
-            lr: self.learning_rate,
-            schedule: self.schedule,
-            warmup: self.warmup,
-            optimizer: self.optimizer,
+            lr: self.training.learning_rate,
+            schedule: self.training.schedule,
+            warmup: self.training.warmup,
+            optimizer: self.training.optimizer.clone(),
+            checkpoint_every: self.training.checkpoint_every,
             temperature: self.temperature as f32,
             max_tokens: self.max_tokens,
             clip_low: self.clip_low as f32,
             clip_high: self.clip_high as f32,
             kl: self.kl as f32,
             aggregation: self.aggregation,
-            row_tokens: self.row_tokens,
+            row_tokens: self.training.row_tokens,
             seed,
         }
     }

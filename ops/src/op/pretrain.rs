@@ -11,17 +11,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{self, EnvName};
+use super::training::{self, Defaults, Training};
 use crate::artifact::Past;
 use crate::env::{Env, household};
 use crate::rng::Rng;
 use crate::text::{Dialogue, THINK_CLOSE, THINK_OPEN, Text, critic_question};
 use crate::train::batch::Example;
-use crate::train::optimizer::AdamW;
-use crate::train::schedule::Schedule;
 use crate::train::sft;
 
 /// Parameters of `pretrain`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     #[serde(default)]
@@ -49,20 +48,17 @@ pub struct Params {
     #[serde(default = "deductions")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub deductions: f64,
-    #[serde(default = "lr")]
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub learning_rate: f64,
-    #[serde(default)]
-    pub schedule: Schedule,
-    /// Updates of warm-up.
-    #[serde(default = "warmup")]
-    pub warmup: u64,
-    #[serde(default)]
-    pub optimizer: AdamW,
-    /// Tokens of a packed row.
-    #[serde(default = "row_tokens")]
-    #[schemars(range(min = 64, max = 1048576))]
-    pub row_tokens: usize,
+    #[serde(flatten)]
+    pub training: Training<Anew>,
+}
+
+/// Defaults of training a model from its random beginnings.
+pub struct Anew;
+
+impl Defaults for Anew {
+    const LEARNING_RATE: f64 = 3e-3;
+    const WARMUP: u64 = 50;
+    const CHECKPOINT: u64 = 200;
 }
 
 fn updates() -> u64 {
@@ -79,15 +75,6 @@ fn choices() -> f64 {
 }
 fn deductions() -> f64 {
     0.8
-}
-fn lr() -> f64 {
-    3e-3
-}
-fn warmup() -> u64 {
-    50
-}
-fn row_tokens() -> usize {
-    4096
 }
 
 /// An episode of play: what was seen and done, with the deduction before each action.
@@ -230,15 +217,11 @@ pub struct Pretrain;
 impl Op for Pretrain {
     type Params = Params;
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "trains a model on unlabelled experience: random play, deductions, choices";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new().input("model", Kind::MODEL, "the model to start from").output(
-            "model",
-            Kind::MODEL,
-            "the trained model",
-        )
+    fn ports(&self, p: &Params) -> Ports {
+        p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from"))
     }
 
     fn resources(&self, _: &Params) -> Resources {
@@ -248,17 +231,10 @@ impl Op for Pretrain {
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let EnvName::Household = p.env;
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        p.training.prepare(ctx, &mut model)?;
         let seed = ctx.seed("play");
         let player = Player::new(&p.world, p.steps, seed);
-        let plan = sft::Plan {
-            steps: p.updates,
-            lr: p.learning_rate,
-            schedule: p.schedule,
-            warmup: p.warmup,
-            optimizer: p.optimizer,
-            row_tokens: p.row_tokens,
-            facts: Vec::new(),
-        };
+        let plan = sft::Plan { steps: p.updates, facts: Vec::new(), ..p.training.plan() };
         let limit = model.config.max_positions;
         sft::run(ctx, &mut model, &plan, |step| {
             use rayon::prelude::*;
@@ -267,12 +243,11 @@ impl Op for Pretrain {
                 .map(|i| {
                     let index = step * p.batch as u64 + i;
                     let mut example = example(&text, &player.play(index), p, &mut Rng::at(seed, &[index, u64::MAX]))?;
-                    example.ids.truncate(limit);
-                    example.learn.truncate(limit);
+                    example.truncate(limit);
                     Ok(example)
                 })
                 .collect()
         })?;
-        common::publish(ctx, &model, ctx.input("model"))
+        training::publish(ctx, &model, ctx.input("model"))
     }
 }

@@ -1,9 +1,10 @@
 //! `rl`: GRPO on the next action at the states of expert episodes: single step, the reward compares with the expert.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
 use super::common::{self, past, state_ids};
 use super::policy_optimisation::Params;
+use super::training;
 use crate::artifact::{self, Episode};
 use crate::model;
 use crate::reward::{Outcome, Reward};
@@ -42,15 +43,21 @@ impl Op for Rl {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "learns by GRPO to act as the expert does at the states of its episodes";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new()
-            .input("model", Kind::MODEL, "the model to start from")
-            .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
-            .output("model", Kind::MODEL, "the trained model")
+    fn ports(&self, p: &Params) -> Ports {
+        p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from").input(
+            "states",
+            Kind::EPISODES,
+            "expert episodes; each turn is a state",
+        ))
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.training.check_sampled()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        p.training.prepare(ctx, &mut model)?;
         let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
         let mut states = States { prompts: Vec::new(), answers: Vec::new(), reward: p.reward };
         'all: for episode in &episodes {
@@ -67,6 +74,6 @@ impl Op for Rl {
         }
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &states, &p.settings(ctx.seed("samples")))?;
-        common::publish(ctx, &model, ctx.input("model"))
+        training::publish(ctx, &model, ctx.input("model"))
     }
 }

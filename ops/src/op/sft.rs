@@ -1,47 +1,67 @@
-//! `sft`: imitation: maximum likelihood of the actions of episodes, given everything before them.
+//! `sft`: imitation: maximum likelihood of the actions of episodes, or of the answers of conversations, given everything
+//! before them.
+//!
+//! Invariant: no example is lost silently: each is learned whole, or counted, or refused with its file and line.
+
+use std::io::{BufRead, BufReader};
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{self, past};
+use super::training::{self, Defaults, Training};
 use crate::artifact::{self, Episode};
 use crate::rng::Rng;
-use crate::text::Dialogue;
+use crate::text::{Dialogue, Text};
 use crate::train::batch::Example;
-use crate::train::optimizer::AdamW;
-use crate::train::schedule::Schedule;
-use crate::train::sft;
+use crate::train::{chat, sft};
 
 /// Parameters of `sft`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Only the first so many episodes; 0 takes all.
+    /// Only the first so many episodes or conversations; 0 takes all.
     #[serde(default)]
     pub limit: usize,
-    /// Passes over the episodes.
+    /// Passes over the data.
     #[serde(default = "epochs")]
     #[schemars(range(min = 1, max = 10000))]
     pub epochs: u64,
-    /// Episodes in an update.
+    /// Examples in an update. An episode is one; a conversation is one or more (see the guide on training).
     #[serde(default = "batch")]
     #[schemars(range(min = 1, max = 100000))]
     pub batch: usize,
-    #[serde(default = "lr")]
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub learning_rate: f64,
+    /// Longest example, in tokens; 0 takes what the model takes.
     #[serde(default)]
-    pub schedule: Schedule,
-    /// Updates of warm-up.
+    pub max_length: usize,
+    /// What becomes of longer ones.
     #[serde(default)]
-    pub warmup: u64,
-    #[serde(default)]
-    pub optimizer: AdamW,
-    /// Tokens of a packed row.
-    #[serde(default = "row_tokens")]
-    #[schemars(range(min = 64, max = 1048576))]
-    pub row_tokens: usize,
+    pub on_long: OnLong,
+    #[serde(flatten)]
+    pub training: Training<Imitation>,
+}
+
+/// What becomes of an example that is too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLong {
+    /// The step fails and names its line.
+    #[default]
+    Refuse,
+    /// It is left out, and counted.
+    Drop,
+    /// Its end is cut off, and it is counted.
+    Truncate,
+}
+
+/// Defaults of imitation.
+pub struct Imitation;
+
+impl Defaults for Imitation {
+    const LEARNING_RATE: f64 = 1e-5;
+    const CHECKPOINT: u64 = 200;
 }
 
 fn epochs() -> u64 {
@@ -50,11 +70,108 @@ fn epochs() -> u64 {
 fn batch() -> usize {
     8
 }
-fn lr() -> f64 {
-    1e-5
+
+/// What there is to learn, and what was left out.
+struct Data<'p> {
+    params: &'p Params,
+    longest: usize,
+    examples: Vec<Example>,
+    sources: usize,
+    answers: usize,
+    dropped: usize,
+    cut: usize,
+    empty: usize,
 }
-fn row_tokens() -> usize {
-    4096
+
+impl Data<'_> {
+    fn full(&self) -> bool {
+        self.params.limit > 0 && self.sources >= self.params.limit
+    }
+
+    /// Takes the examples of one line.
+    fn add(&mut self, examples: Vec<Example>, path: &Utf8Path, line: usize) -> Result<(), OpError> {
+        self.sources += 1;
+        if examples.is_empty() {
+            self.empty += 1;
+        }
+        for mut example in examples {
+            let length = example.ids.len();
+            if length > self.longest {
+                match self.params.on_long {
+                    OnLong::Refuse => {
+                        return Err(OpError::with_help(
+                            format!("line {line} of `{path}` has {length} tokens, expected at most {}", self.longest),
+                            "write `on_long = \"drop\"` or `\"truncate\"`, or raise `max_length` up to the model's positions",
+                        ));
+                    }
+                    OnLong::Drop => {
+                        self.dropped += 1;
+                        continue;
+                    }
+                    OnLong::Truncate => {
+                        example.truncate(self.longest);
+                        self.cut += 1;
+                    }
+                }
+            }
+            if example.targets() == 0 {
+                self.empty += 1;
+            } else {
+                self.examples.push(example);
+            }
+        }
+        Ok(())
+    }
+
+    fn episodes(&mut self, text: &Text, path: &Utf8Path) -> Result<(), OpError> {
+        for (index, episode) in artifact::read::<Episode>(path)?.iter().enumerate() {
+            if self.full() {
+                break;
+            }
+            let mut examples = Vec::new();
+            if let Some(last) = episode.turns.len().checked_sub(1) {
+                let mut dialogue = Dialogue::at(text, &past(episode, last), true)?;
+                dialogue.assistant(&episode.turns[last].action, true)?;
+                self.answers += episode.turns.len();
+                examples.push(dialogue.example);
+            }
+            self.add(examples, path, index + 1)?;
+        }
+        Ok(())
+    }
+
+    fn conversations(&mut self, text: &Text, path: &Utf8Path) -> Result<(), OpError> {
+        for (line, conversation) in chat::read_file(path)? {
+            if self.full() {
+                break;
+            }
+            let (examples, answers) = chat::examples(text, &conversation).map_err(|error| match error {
+                OpError::Failed { message, help } => {
+                    OpError::Failed { message: format!("line {line} of `{path}`: {message}"), help }
+                }
+                other => other,
+            })?;
+            self.answers += answers;
+            self.add(examples, path, line)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file of the user's own holds conversations; episodes say their version.
+fn holds_conversations(path: &Utf8Path) -> Result<bool, OpError> {
+    if !fs_err::metadata(path)?.is_file() {
+        return Err(OpError::failed(format!("`{path}` is a folder, expected a file of JSON lines")));
+    }
+    for line in BufReader::new(fs_err::File::open(path)?).lines() {
+        let line = line?;
+        if !line.trim().is_empty() {
+            let value: serde_json::Value = serde_json::from_str(&line)
+                .map_err(|e| OpError::failed(format!("cannot read line 1 of `{path}` as JSON: {e}")))?;
+            return Ok(!value["messages"].is_null());
+        }
+    }
+    Ok(false)
 }
 
 /// The op.
@@ -63,48 +180,50 @@ pub struct Sft;
 impl Op for Sft {
     type Params = Params;
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 1;
-    const ABOUT: &'static str = "imitates the actions of episodes";
+    const VERSION: u32 = 2;
+    const ABOUT: &'static str = "imitates the actions of episodes or the answers of conversations";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new()
-            .input("model", Kind::MODEL, "the model to start from")
-            .port("data", &[Kind::EPISODES], Arity::Many, "episodes whose actions are imitated")
-            .output("model", Kind::MODEL, "the trained model")
+    fn ports(&self, p: &Params) -> Ports {
+        p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from").port(
+            "data",
+            &[Kind::EPISODES, Kind::CONVERSATIONS],
+            Arity::Many,
+            "episodes whose actions are imitated, or conversations whose answers are",
+        ))
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
-        let mut episodes: Vec<Episode> = Vec::new();
+        // 1. the data, before anything is spent on it
+        let positions = model.config.max_positions;
+        let longest = if p.max_length == 0 { positions } else { p.max_length.min(positions) };
+        let (sources, answers, dropped, cut, empty) = (0, 0, 0, 0, 0);
+        let mut data = Data { params: p, longest, examples: Vec::new(), sources, answers, dropped, cut, empty };
         for input in ctx.inputs("data") {
-            episodes.extend(artifact::read::<Episode>(&input.path)?);
+            if holds_conversations(&input.path)? {
+                data.conversations(&text, &input.path)?;
+            } else {
+                data.episodes(&text, &input.path)?;
+            }
         }
-        if p.limit > 0 {
-            episodes.truncate(p.limit);
-        }
-        let mut examples = Vec::with_capacity(episodes.len());
-        for episode in episodes.iter().filter(|e| !e.turns.is_empty()) {
-            let last = episode.turns.len() - 1;
-            let mut dialogue = Dialogue::at(&text, &past(episode, last), true)?;
-            dialogue.assistant(&episode.turns[last].action, true)?;
-            common::check_length(dialogue.ids().len(), &model, 0)?;
-            examples.push(dialogue.example);
-        }
+        let examples = std::mem::take(&mut data.examples);
         if examples.is_empty() {
-            return Err(OpError::failed("the episodes hold no action to imitate"));
+            let Data { sources, dropped, empty, .. } = data;
+            return Err(OpError::failed(format!(
+                "the data holds nothing to imitate: {sources} lines, {dropped} examples too long, {empty} without an answer"
+            )));
         }
-        let actions = episodes.iter().map(|e| e.turns.len()).sum::<usize>();
-        let facts = vec![("examples", examples.len() as f64), ("actions", actions as f64)];
+        // 2. training
+        p.training.prepare(ctx, &mut model)?;
         let per_epoch = examples.len().div_ceil(p.batch) as u64;
-        let plan = sft::Plan {
-            steps: p.epochs * per_epoch,
-            lr: p.learning_rate,
-            schedule: p.schedule,
-            warmup: p.warmup,
-            optimizer: p.optimizer,
-            row_tokens: p.row_tokens,
-            facts,
-        };
+        let facts = vec![
+            ("examples", examples.len() as f64),
+            ("actions", data.answers as f64),
+            ("dropped_examples", data.dropped as f64),
+            ("truncated_examples", data.cut as f64),
+            ("empty_examples", data.empty as f64),
+        ];
+        let plan = sft::Plan { steps: p.epochs * per_epoch, facts, ..p.training.plan() };
         let seed = ctx.seed("order");
         sft::run(ctx, &mut model, &plan, |step| {
             let (epoch, batch) = (step / per_epoch, (step % per_epoch) as usize);
@@ -113,6 +232,7 @@ impl Op for Sft {
             let chosen = &order[batch * p.batch..examples.len().min((batch + 1) * p.batch)];
             Ok::<Vec<Example>, OpError>(chosen.iter().map(|i| examples[*i].clone()).collect())
         })?;
-        common::publish(ctx, &model, ctx.input("model"))
+        // 3. what came of it
+        training::publish(ctx, &model, ctx.input("model"))
     }
 }

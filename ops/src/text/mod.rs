@@ -1,7 +1,9 @@
 //! Text: tokenizer, chat template, and the prompts that states and questions become.
 
 mod dialogue;
+mod template;
 mod tokenizer;
 
 pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, split_reasoning};
+pub use template::Template;
 pub use tokenizer::{Message, Role, Text, train_tokenizer};

@@ -1,16 +1,13 @@
 //! A model's tokenizer and chat template, loaded from its folder; and the training of a small byte-level BPE.
 //!
-//! Invariants: templates run through minijinja as transformers runs them through Jinja; the ids of a conversation are
-//! made once, turn by turn, and a template whose turns are not a prefix of one another is refused.
+//! Invariant: the ids of a conversation are made once, turn by turn, and a template whose turns are not a prefix of one
+//! another is refused.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 
 use actloom_engine::op::OpError;
 use camino::Utf8Path;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -20,6 +17,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 
+use super::template::Template;
 use crate::model::TOKENIZER_FILE;
 
 /// Who speaks.
@@ -51,10 +49,10 @@ impl Message {
 /// Tokenizer and chat template of one model.
 pub struct Text {
     tokenizer: Tokenizer,
-    template: Environment<'static>,
+    template: Template,
     /// Each turn renders to the same text wherever it stands, so turns can be rendered alone.
     local: bool,
-    /// Any of these ends a turn.
+    /// Any of these ends a turn; the first is the one that the template writes, where it writes one.
     pub eos: Vec<u32>,
     /// Ids of texts seen before: an environment says the same things over and over.
     seen: Mutex<HashMap<String, Vec<u32>>>,
@@ -64,8 +62,30 @@ fn tokenizer_error(error: tokenizers::Error) -> OpError {
     OpError::failed(format!("tokenizer: {error}"))
 }
 
+/// The end ids in `generation_config.json`, if it has any.
+fn end_ids(folder: &Utf8Path) -> Result<Option<Vec<u32>>, OpError> {
+    let path = folder.join("generation_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
+        .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
+    let found = &json["eos_token_id"];
+    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = match found {
+        serde_json::Value::Null => return Ok(None),
+        serde_json::Value::Array(several) => several.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    match ids {
+        Some(ids) => Ok(Some(ids)),
+        None => Err(OpError::failed(format!("`eos_token_id` in `{path}` is `{found}`, expected token ids"))),
+    }
+}
+
 impl Text {
-    /// Loads `tokenizer.json` and the chat template (`chat_template.jinja`, else the one in `tokenizer_config.json`).
+    /// Loads `tokenizer.json` and the chat template. End ids are those of `generation_config.json`, else `eos`, which
+    /// the model's config gave; and the template's own, without which no answer would end.
     ///
     /// # Errors
     /// Names the file that is missing or malformed.
@@ -74,36 +94,35 @@ impl Text {
         let bytes = fs_err::read(&path)?;
         let tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-        let file = folder.join("chat_template.jinja");
-        let source = if file.exists() {
-            fs_err::read_to_string(&file)?
-        } else {
-            let path = folder.join("tokenizer_config.json");
-            let json: serde_json::Value = serde_json::from_slice(&fs_err::read(&path)?)
-                .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-            match json["chat_template"].as_str() {
-                Some(template) => template.to_owned(),
-                None => return Err(OpError::failed(format!("`{folder}` has no chat template"))),
-            }
-        };
-        let mut template = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        template.set_syntax(syntax.map_err(|e| OpError::failed(format!("the template syntax: {e}")))?);
-        template.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        template.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
-        });
-        template
-            .add_template_owned("chat", source)
-            .map_err(|e| OpError::failed(format!("the chat template of `{folder}` is not valid: {e}")))?;
-        let mut text = Text { tokenizer, template, local: false, eos: eos.to_vec(), seen: Mutex::new(HashMap::new()) };
+        let template = Template::load(folder)?;
+        let mut text = Text { tokenizer, template, local: false, eos: Vec::new(), seen: Mutex::new(HashMap::new()) };
         text.local = text.is_local();
+        text.eos.extend(text.closing());
+        for id in end_ids(folder)?.unwrap_or_else(|| eos.to_vec()) {
+            if !text.eos.contains(&id) {
+                text.eos.push(id);
+            }
+        }
         Ok(text)
     }
 
-    /// Tries the template on conversations of a few turns: is a whole the sum of its turns?
+    /// The special token that the template writes after an answer, if it writes one.
+    fn closing(&self) -> Option<u32> {
+        let turns = [Message::user("a"), Message::assistant("b")];
+        let open = self.render(&turns[..1], true).ok()?;
+        let whole = self.render(&turns, false).ok()?;
+        let rest = whole.strip_prefix(&open)?.strip_prefix('b')?;
+        let id = *self.encode(rest).ok()?.first()?;
+        self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
+    }
+
+    /// Tries the template on conversations of a few turns: is a whole the sum of its turns? One of them reasons, for
+    /// some templates forget the reasoning of earlier turns.
     fn is_local(&self) -> bool {
-        let probe = [Message::user("a b"), Message::assistant("c"), Message::user(" d\n"), Message::assistant("e.")];
+        let system = Message { role: Role::System, content: "s".to_owned() };
+        let reasoned = format!("{}\nx\n{}\n\nc", super::THINK_OPEN, super::THINK_CLOSE);
+        let (first, answer) = (Message::user("a b"), Message::assistant(reasoned));
+        let probe = [system, first, answer, Message::user(" d\n"), Message::assistant("e.")];
         let one = |m: &Message| self.render(std::slice::from_ref(m), false).ok();
         (1..=probe.len()).all(|n| {
             let turns: Option<String> = probe[..n].iter().map(one).collect();
@@ -153,10 +172,20 @@ impl Text {
     /// # Errors
     /// The template's.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, OpError> {
-        self.template
-            .get_template("chat")
-            .and_then(|t| t.render(context! { messages => Value::from(Serde(messages)), add_generation_prompt }))
-            .map_err(|e| OpError::failed(format!("the chat template refused the conversation: {e}")))
+        self.template.render(messages, add_generation_prompt)
+    }
+
+    /// As [`Template::render_with`].
+    ///
+    /// # Errors
+    /// The template's.
+    pub fn render_with(
+        &self,
+        messages: &serde_json::Value,
+        add_generation_prompt: bool,
+        variables: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, OpError> {
+        self.template.render_with(messages, add_generation_prompt, variables)
     }
 
     /// What `messages[from..]` add to the text of `messages[..from]`, which must be its beginning.

@@ -15,6 +15,8 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// Which tokens count in the loss; the first never does, for nothing predicts it.
     pub learn: Vec<bool>,
+    /// Its end was cut off.
+    pub cut: bool,
 }
 
 impl Example {
@@ -22,6 +24,13 @@ impl Example {
     pub fn push(&mut self, ids: &[u32], learn: bool) {
         self.ids.extend_from_slice(ids);
         self.learn.resize(self.ids.len(), learn);
+    }
+
+    /// Cuts off what is beyond `limit` tokens.
+    pub fn truncate(&mut self, limit: usize) {
+        self.cut |= self.ids.len() > limit;
+        self.ids.truncate(limit);
+        self.learn.truncate(limit);
     }
 
     /// Tokens that count in the loss.

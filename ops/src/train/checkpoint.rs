@@ -2,7 +2,7 @@
 //!
 //! 1. Everything is written and synced into `next/`. 2. `next/` is renamed to `at-N/`. 3. Older ones are removed.
 //!
-//! A crash between any two leaves a whole checkpoint behind. There is no generator state: random streams are functions
+//! What is frozen is not in it: it is what the step's inputs say. A crash between any two leaves a whole checkpoint behind. There is no generator state: random streams are functions
 //! of (seed, position).
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::{AdamW, Optimizer};
+use super::optimizer::{Optimizer, Settings};
 use crate::model::{Model, failed, save_tensors};
 
 /// Where a training run stands.
@@ -54,7 +54,8 @@ pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: 
         fs_err::remove_dir_all(&next)?;
     }
     fs_err::create_dir_all(&next)?;
-    let weights: Vec<(String, &Tensor)> = model.params().iter().map(|p| (p.name.clone(), &p.value)).collect();
+    let trained = model.params().into_iter().filter(|p| p.trainable);
+    let weights: Vec<(String, &Tensor)> = trained.map(|p| (p.name.clone(), &p.value)).collect();
     save_tensors(&next.join("weights.safetensors"), &weights)?;
     save_tensors(&next.join("moments.safetensors"), &optimizer.tensors())?;
     fs_err::write(next.join("position.json"), serde_json::to_vec(position).map_err(std::io::Error::from)?)?;
@@ -73,11 +74,27 @@ pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: 
     Ok(())
 }
 
-/// Loads the newest checkpoint into `model`; `None` where there is none.
+/// An error that says from where the step can go on.
+pub fn with_last(scratch: &Utf8Path, error: OpError) -> OpError {
+    let OpError::Failed { message, help } = error else { return error };
+    let last = match checkpoints(scratch).ok().and_then(|mut found| found.pop()) {
+        Some((step, folder)) => {
+            format!("the last checkpoint is that of update {step}, `{folder}`; a re-run goes on from it")
+        }
+        None => "no checkpoint was written yet; a re-run begins anew".to_owned(),
+    };
+    OpError::Failed { message, help: Some(help.map_or(last.clone(), |help| format!("{help}; {last}"))) }
+}
+
+/// Loads the newest checkpoint into `model`, which is as it was when training began; `None` where there is none.
 ///
 /// # Errors
-/// When it cannot be read.
-pub fn load(scratch: &Utf8Path, model: &mut Model, settings: AdamW) -> Result<Option<(Optimizer, Position)>, OpError> {
+/// When it cannot be read, or is of a model in which something else is trained.
+pub fn load(
+    scratch: &Utf8Path,
+    model: &mut Model,
+    settings: &Settings,
+) -> Result<Option<(Optimizer, Position)>, OpError> {
     let Some((_, folder)) = checkpoints(scratch)?.pop() else { return Ok(None) };
     let read = |name: &str| -> Result<BTreeMap<String, Tensor>, OpError> {
         let path = folder.join(name);
@@ -91,14 +108,17 @@ pub fn load(scratch: &Utf8Path, model: &mut Model, settings: AdamW) -> Result<Op
     let path = folder.join("position.json");
     let position: Position = serde_json::from_slice(&fs_err::read(&path)?)
         .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-    for p in model.params_mut() {
+    for p in model.params_mut().into_iter().filter(|p| p.trainable) {
         let Some(value) = weights.remove(&p.name) else {
             return Err(OpError::failed(format!("checkpoint `{folder}` has no tensor `{}`", p.name)));
         };
         p.value = value;
         p.changed();
     }
+    if let Some(name) = weights.keys().next() {
+        return Err(OpError::failed(format!("checkpoint `{folder}` has a tensor `{name}` that is not trained")));
+    }
     let steps = position.counters.get("optimizer").map_or(position.step, |n| *n as u64);
-    let optimizer = Optimizer::restore(settings, steps, moments)?;
+    let optimizer = Optimizer::restore(settings.clone(), steps, moments)?;
     Ok(Some((optimizer, position)))
 }

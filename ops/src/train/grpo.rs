@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Row;
 use super::checkpoint::{self, Position};
-use super::optimizer::{AdamW, Optimizer};
+use super::optimizer::{self, Optimizer};
 use super::schedule::Schedule;
 use crate::infer::{Completion, Request, Sampling, complete};
 use crate::model::{Model, failed};
@@ -49,7 +49,9 @@ pub struct Settings {
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup: u64,
-    pub optimizer: AdamW,
+    pub optimizer: optimizer::Settings,
+    /// Batches between two checkpoints.
+    pub checkpoint_every: u64,
     pub temperature: f32,
     pub max_tokens: usize,
     pub clip_low: f32,
@@ -188,12 +190,12 @@ pub fn run(
     let batches = questions.len().div_ceil(settings.batch) as u64;
     let steps = batches * settings.epochs;
     let total_updates = steps * settings.updates as u64;
-    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, settings.optimizer)? {
+    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &settings.optimizer)? {
         Some(found) => {
             ctx.resume_metrics(found.1.step)?;
             found
         }
-        None => (Optimizer::new(settings.optimizer), Position::default()),
+        None => (Optimizer::new(settings.optimizer.clone()), Position::default()),
     };
     let counter = |name: &str| position.counters.get(name).copied().unwrap_or(0.0);
     let (mut updates, mut skipped) = (counter("updates") as u64, counter("skipped"));
@@ -282,7 +284,7 @@ pub fn run(
                 reached = true;
             }
             if reached {
-                norm += optimizer.step(model, lr)?;
+                norm += optimizer.step(model, lr).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
                 steps_taken += 1;
             } else {
                 skipped += 1.0;
@@ -337,7 +339,7 @@ pub fn run(
         position.counters.insert("skipped".into(), skipped);
         position.counters.insert("optimizer".into(), optimizer.steps() as f64);
         let stopping = ctx.stopping();
-        if at < steps && (stopping || at.is_multiple_of(20)) {
+        if at < steps && (stopping || at.is_multiple_of(settings.checkpoint_every)) {
             ctx.sync_metrics()?;
             checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
             if stopping {

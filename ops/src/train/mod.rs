@@ -1,6 +1,7 @@
 //! Training: what every method shares (optimizer, schedule, checkpoint, batches) and one file per method.
 
 pub mod batch;
+pub mod chat;
 pub mod checkpoint;
 pub mod grpo;
 pub mod optimizer;

@@ -1,7 +1,8 @@
-//! AdamW with clipping by global norm.
+//! AdamW with clipping by global norm and groups of parameters.
 //!
 //! Invariants: a trainable parameter that no backward reached is an error, never a skip; a gradient that is not finite
-//! stops with the parameter's name before anything is changed; state is saved and restored to the bit.
+//! stops with the parameter's name before anything is changed; state is saved and restored to the bit; a frozen
+//! parameter has no state.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use crate::nn::kernel::{self, AdamStep};
 
 /// Settings of AdamW. Loshchilov and Hutter, 2019.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct AdamW {
     /// Decay of the first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
@@ -26,7 +27,7 @@ pub struct AdamW {
     /// Added to the root of the second moment.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub eps: f64,
-    /// Decoupled weight decay, on every parameter.
+    /// Decoupled weight decay, on every parameter that no group says otherwise of.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 turns clipping off.
@@ -40,6 +41,118 @@ impl Default for AdamW {
     }
 }
 
+/// Parameters by name, and what differs for them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Names in the checkpoint's spelling: `*` is any text, `?` any one character.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// The learning rate is multiplied by this.
+    #[serde(default = "same")]
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub learning_rate_scale: f64,
+    /// Instead of the optimizer's `weight_decay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight_decay: Option<f64>,
+    /// Not trained at all: no gradient, no state.
+    #[serde(default)]
+    pub frozen: bool,
+}
+
+fn same() -> f64 {
+    1.0
+}
+
+/// Settings of the optimizer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    #[serde(flatten)]
+    pub adamw: AdamW,
+    /// Parameters that are treated otherwise; the first group whose pattern fits a name counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+}
+
+impl From<AdamW> for Settings {
+    fn from(adamw: AdamW) -> Self {
+        Settings { adamw, groups: Vec::new() }
+    }
+}
+
+impl Settings {
+    fn group(&self, name: &str) -> Option<usize> {
+        self.groups.iter().position(|group| fits(&group.pattern, name))
+    }
+
+    /// Freezes what groups freeze. Call it when adapters are attached, before anything is trained.
+    ///
+    /// # Errors
+    /// Names a pattern that fits no parameter, or none that an earlier group leaves to it; a model of which nothing is
+    /// left to train.
+    pub fn apply(&self, model: &mut Model) -> Result<(), OpError> {
+        let mut used = vec![false; self.groups.len()];
+        for p in model.params_mut() {
+            if let Some(group) = self.group(&p.name) {
+                used[group] = true;
+                p.trainable &= !self.groups[group].frozen;
+            }
+        }
+        if let Some(unused) = used.iter().position(|used| !used) {
+            let pattern = &self.groups[unused].pattern;
+            let names: Vec<&str> = model.params().iter().map(|p| p.name.as_str()).collect();
+            if names.iter().any(|name| fits(pattern, name)) {
+                return Err(OpError::with_help(
+                    format!("the group `{pattern}` of the optimizer is left no parameter by the groups before it"),
+                    "the first group that fits a name counts; put the narrower pattern first",
+                ));
+            }
+            return Err(OpError::with_help(
+                format!("the group `{pattern}` of the optimizer fits no parameter"),
+                format!("the model has `{}`, `{}` and so on", names[0], names[names.len() / 2]),
+            ));
+        }
+        if model.params().iter().all(|p| !p.trainable) {
+            return Err(OpError::failed("every parameter is frozen, expected something to train"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a name fits a pattern of `*` and `?`.
+fn fits(pattern: &str, name: &str) -> bool {
+    let mut pattern = pattern.chars();
+    match pattern.next() {
+        None => name.is_empty(),
+        Some('*') => {
+            let rest = pattern.as_str();
+            let ends = name.char_indices().map(|(at, _)| at).chain([name.len()]);
+            ends.into_iter().any(|at| fits(rest, &name[at..]))
+        }
+        Some(wanted) => {
+            let mut name = name.chars();
+            name.next().is_some_and(|is| wanted == '?' || wanted == is) && fits(pattern.as_str(), name.as_str())
+        }
+    }
+}
+
+/// The first trainable parameter whose gradient is not finite.
+///
+/// # Errors
+/// candle's.
+pub fn not_finite(model: &Model) -> Result<Option<String>, OpError> {
+    for p in model.params().into_iter().filter(|p| p.trainable) {
+        if let Some(grad) = &p.grad
+            && !kernel::sum_squares(model.kernels, grad).map_err(failed)?.is_finite()
+        {
+            return Ok(Some(p.name.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// First and second moments of one parameter.
 struct Moments {
     m: Tensor,
@@ -48,14 +161,14 @@ struct Moments {
 
 /// AdamW and its state.
 pub struct Optimizer {
-    settings: AdamW,
+    settings: Settings,
     state: BTreeMap<String, Moments>,
     steps: u64,
 }
 
 impl Optimizer {
-    pub fn new(settings: AdamW) -> Self {
-        Optimizer { settings, state: BTreeMap::new(), steps: 0 }
+    pub fn new(settings: impl Into<Settings>) -> Self {
+        Optimizer { settings: settings.into(), state: BTreeMap::new(), steps: 0 }
     }
 
     /// Updates taken so far.
@@ -85,10 +198,10 @@ impl Optimizer {
             total += squares;
         }
         let norm = total.sqrt();
-        let clip = self.settings.clip;
+        let clip = self.settings.adamw.clip;
         let scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
-        let s = self.settings;
+        let s = self.settings.adamw;
         let t = self.steps as i32;
         let step = AdamStep {
             lr: lr as f32,
@@ -107,6 +220,11 @@ impl Optimizer {
                 self.state.insert(p.name.clone(), Moments { m: zero, v: other });
             }
             let Some(moments) = self.state.get_mut(&p.name) else { continue };
+            let mut step = step;
+            if let Some(group) = self.settings.group(&p.name).map(|group| &self.settings.groups[group]) {
+                step.lr = (lr * group.learning_rate_scale) as f32;
+                step.weight_decay = group.weight_decay.unwrap_or(s.weight_decay) as f32;
+            }
             kernel::adamw(kernels, &mut p.value, &grad, &mut moments.m, &mut moments.v, step).map_err(failed)?;
             p.changed();
         }
@@ -124,7 +242,11 @@ impl Optimizer {
     ///
     /// # Errors
     /// When a moment has no partner.
-    pub fn restore(settings: AdamW, steps: u64, mut tensors: BTreeMap<String, Tensor>) -> Result<Self, OpError> {
+    pub fn restore(
+        settings: impl Into<Settings>,
+        steps: u64,
+        mut tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Self, OpError> {
         let names: Vec<String> = tensors.keys().filter_map(|k| k.strip_prefix("m.").map(str::to_owned)).collect();
         let mut state = BTreeMap::new();
         for name in names {
@@ -133,6 +255,36 @@ impl Optimizer {
                 _ => return Err(OpError::failed(format!("the checkpoint lacks the second moment of `{name}`"))),
             };
         }
-        Ok(Optimizer { settings, state, steps })
+        Ok(Optimizer { settings: settings.into(), state, steps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_fits_whole_names() {
+        for (pattern, name, expected) in [
+            ("*norm*", "model.layers.0.input_layernorm.weight", true),
+            ("*norm", "model.norm.weight", false),
+            ("model.layers.?.mlp.*", "model.layers.3.mlp.up_proj.weight", true),
+            ("model.layers.?.mlp.*", "model.layers.12.mlp.up_proj.weight", false),
+            ("*", "", true),
+            ("**a*b*", "xaxxbx", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn settings_read_flat_and_refuse_what_they_do_not_know() {
+        let read = |text| serde_json::from_str::<Settings>(text);
+        let settings = read(r#"{"beta2":0.99,"groups":[{"match":"*norm*","weight_decay":0}]}"#).unwrap();
+        assert_eq!((settings.adamw.beta2, settings.adamw.beta1), (0.99, 0.9));
+        assert_eq!(settings.groups[0].weight_decay, Some(0.0));
+        assert!(read(r#"{"betta2":0.99}"#).unwrap_err().to_string().contains("betta2"));
+        assert!(read(r#"{"groups":[{"match":"*","decay":1}]}"#).is_err());
     }
 }

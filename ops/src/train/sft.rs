@@ -8,9 +8,9 @@ use actloom_engine::op::{OpContext, OpError};
 
 use super::batch::{Example, pack};
 use super::checkpoint::{self, Position};
-use super::optimizer::{AdamW, Optimizer};
+use super::optimizer::{self, Optimizer, Settings};
 use super::schedule::Schedule;
-use crate::model::{Model, failed};
+use crate::model::{Model, failed, lora};
 
 /// What the loop needs to know beside the examples.
 pub struct Plan {
@@ -18,15 +18,14 @@ pub struct Plan {
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup: u64,
-    pub optimizer: AdamW,
+    pub optimizer: Settings,
     /// Tokens of a packed row: the memory of a step.
     pub row_tokens: usize,
+    /// Updates between two checkpoints.
+    pub checkpoint_every: u64,
     /// Numbers about the data, recorded once as metrics of step 0.
     pub facts: Vec<(&'static str, f64)>,
 }
-
-/// Updates between two checkpoints.
-const CHECKPOINT: u64 = 200;
 
 /// Trains `model` in place. `batch(step)` gives the examples of an update.
 ///
@@ -39,14 +38,14 @@ pub fn run(
     plan: &Plan,
     mut batch: impl FnMut(u64) -> Result<Vec<Example>, OpError>,
 ) -> Result<(), OpError> {
-    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, plan.optimizer)? {
+    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &plan.optimizer)? {
         Some(found) => {
             ctx.resume_metrics(found.1.step)?;
             found
         }
         None => {
             plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
-            (Optimizer::new(plan.optimizer), Position::default())
+            (Optimizer::new(plan.optimizer.clone()), Position::default())
         }
     };
     let mut tokens = 0u64;
@@ -62,15 +61,27 @@ pub fn run(
         // 2. gradients of the mean over the step's targets, row by row
         let coefficient = -1.0 / targets as f32;
         let (mut loss, mut entropy) = (0.0, 0.0);
-        for row in pack(&examples, plan.row_tokens) {
+        for (number, row) in pack(&examples, plan.row_tokens).into_iter().enumerate() {
+            lora::set_dropout(model, step, number as u64);
             let stats = model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| coefficient).map_err(failed)?;
             loss -= stats.iter().map(|s| f64::from(s.logp)).sum::<f64>();
             entropy += stats.iter().map(|s| f64::from(s.entropy)).sum::<f64>();
             tokens += row.ids.len() as u64;
         }
-        // 3. clip and step
+        // 3. refuse what is not finite, clip and step
+        if !loss.is_finite() {
+            let of = optimizer::not_finite(model)?
+                .map_or(String::new(), |name| format!(", and so is the gradient of `{name}`"));
+            let error = OpError::with_help(
+                format!("the loss is not finite at update {}{of}", step + 1),
+                "lower the learning rate, or check the weights of the model",
+            );
+            return Err(checkpoint::with_last(ctx.scratch(), error));
+        }
         let lr = plan.lr * plan.schedule.factor(step, plan.steps, plan.warmup);
-        let norm = tracing::debug_span!("optimizer").in_scope(|| optimizer.step(model, lr))?;
+        let norm = tracing::debug_span!("optimizer")
+            .in_scope(|| optimizer.step(model, lr))
+            .map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
         // 4. report
         let n = targets as f64;
         let at = step + 1;
@@ -78,12 +89,16 @@ pub fn run(
         ctx.metric(at, "entropy", entropy / n);
         ctx.metric(at, "grad_norm", norm);
         ctx.metric(at, "lr", lr);
+        let cut = examples.iter().filter(|e| e.cut).count();
+        if cut > 0 {
+            ctx.metric(at, "truncated", cut as f64);
+        }
         ctx.metric(at, "tokens", examples.iter().map(|e| e.ids.len()).sum::<usize>() as f64);
         ctx.progress(at, plan.steps, "updates", format!("loss {:.3}", loss / n));
         // 5. checkpoint, and stop if asked to
         position.step = at;
         let stopping = ctx.stopping();
-        if at < plan.steps && (stopping || at.is_multiple_of(CHECKPOINT)) {
+        if at < plan.steps && (stopping || at.is_multiple_of(plan.checkpoint_every)) {
             ctx.sync_metrics()?;
             checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
             if stopping {

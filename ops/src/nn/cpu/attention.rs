@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, axpy, exp, tree16, versions};
+use super::simd::{LANES, axpy, exp, max16, tree16, versions};
 use crate::nn::packing::Packing;
 
 /// Shape of one attention: `h` query heads share `hk` key/value heads of dimension `d`.
@@ -101,16 +101,18 @@ fn combine(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
 /// Softmax in place; returns (max, 1 / sum).
 #[inline(always)]
 pub(super) fn softmax(s: &mut [f32]) -> (f32, f32) {
-    let mut max = f32::NEG_INFINITY;
-    for x in s.iter() {
-        max = max.max(*x);
-    }
+    let max = max16(s);
     let mut lanes = [0f32; LANES];
-    for chunk in s.chunks_mut(LANES) {
+    let mut chunks = s.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
             *x = exp(*x - max);
             *lane += *x;
         }
+    }
+    for (lane, x) in lanes.iter_mut().zip(chunks.into_remainder()) {
+        *x = exp(*x - max);
+        *lane += *x;
     }
     (max, 1.0 / tree16(lanes))
 }

@@ -105,6 +105,23 @@ pub fn tree16(acc: [f32; LANES]) -> f32 {
     a[0]
 }
 
+/// The largest element; -infinity of none. Elements that are not numbers are passed over.
+#[inline(always)]
+pub fn max16(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |max, x| if *x > max { *x } else { max })
+}
+
 /// Dot product in the fixed order.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
