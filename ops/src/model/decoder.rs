@@ -91,6 +91,8 @@ pub struct Model {
     head: Option<Linear>,
     /// Rotary tables: of full layers, of sliding layers where they differ.
     ropes: RwLock<Vec<RopeTable>>,
+    /// Memory of keys and values.
+    pages: Arc<Pool>,
 }
 
 impl Model {
@@ -193,6 +195,7 @@ impl Model {
             device: device.clone(),
             recompute: false,
             ropes: RwLock::new(ropes),
+            pages: Arc::default(),
             config,
         })
     }
@@ -398,12 +401,7 @@ impl Model {
 
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
-        self.sequence_in(&Arc::default())
-    }
-
-    /// An empty sequence that takes its memory from `pool`.
-    pub fn sequence_in(&self, pool: &Arc<Pool>) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels, pool); self.config.layers], ids: Vec::new() }
+        Sequence { layers: vec![Cache::new(self.kernels, &self.pages); self.config.layers], ids: Vec::new() }
     }
 
     /// Bytes of keys and values of one token.

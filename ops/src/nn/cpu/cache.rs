@@ -23,7 +23,11 @@ const FEW: usize = 4;
 /// Keys that are asked for ahead.
 const AHEAD: usize = 64;
 
-/// Where pages come from and go back to: memory that one call of the sampler took is used again within it.
+/// Bytes of free pages that a pool keeps.
+const KEPT: usize = 64 << 20;
+
+/// Where the pages of a model come from and go back to: what one sequence gave back the next one takes. A few are kept
+/// from one call of the sampler to the next; the allocator would give them to the system and fetch them again.
 #[derive(Debug, Default)]
 pub struct Pool {
     free: Mutex<Vec<Vec<f32>>>,
@@ -45,7 +49,9 @@ struct Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        if let Ok(mut free) = self.home.free.lock() {
+        if let Ok(mut free) = self.home.free.lock()
+            && (free.len() + 1) * self.data.len() * size_of::<f32>() <= KEPT
+        {
             free.push(std::mem::take(&mut self.data));
         }
     }
