@@ -2,10 +2,12 @@
 //!
 //! Invariant: both make the same function; `Kernels` is chosen once per model and never changes silently.
 
+use std::cell::RefCell;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
 
 use super::cpu::attention::Heads;
 use super::cpu::cache::{self, LayerCache, Scratch};
@@ -61,9 +63,9 @@ pub fn view(t: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_>> {
     }
 }
 
-struct Mutate<F>(F);
+struct Mutate<F>(RefCell<F>);
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for Mutate<F> {
+impl<F: FnMut(&mut [f32])> InplaceOp1 for Mutate<F> {
     fn name(&self) -> &'static str {
         "mutate"
     }
@@ -71,7 +73,7 @@ impl<F: Fn(&mut [f32])> InplaceOp1 for Mutate<F> {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("cannot write into a strided tensor") };
         match storage {
             CpuStorage::F32(data) => {
-                (self.0)(&mut data[start..end]);
+                (self.0.borrow_mut())(&mut data[start..end]);
                 Ok(())
             }
             _ => bail!("cannot write in place into {:?}, expected float32", storage_dtype(storage)),
@@ -88,8 +90,8 @@ fn storage_dtype(s: &CpuStorage) -> DType {
 ///
 /// # Errors
 /// When it is not contiguous float32 on the processor.
-pub fn mutate(t: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
-    t.inplace_op1(&Mutate(f))
+pub fn mutate(t: &Tensor, f: impl FnMut(&mut [f32])) -> Result<()> {
+    t.inplace_op1(&Mutate(RefCell::new(f)))
 }
 
 fn tensor(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
@@ -100,7 +102,7 @@ fn tensor(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor
 pub fn add_into(kernels: Kernels, a: &mut Tensor, b: &Tensor) -> Result<()> {
     if kernels == Kernels::Cpu {
         let b = view(b)?;
-        mutate(a, |a| a.iter_mut().zip(b.iter()).for_each(|(a, b)| *a += b))
+        mutate(a, |a| rows::add(a, &b))
     } else {
         *a = (&*a + b)?;
         Ok(())
@@ -431,7 +433,6 @@ pub fn cached_attention(
     let (n, width) = q.dims2()?;
     let kv = heads.hk * heads.d;
     if parts.iter().all(|p| matches!(p.cache, Cache::Cpu(_))) {
-        use rayon::prelude::*;
         let (q, k, v) = (view(q)?, view(k)?, view(v)?);
         let (mut q, k, v) = (&*q, &*k, &*v);
         let mut out = vec![0f32; n * width];
@@ -525,7 +526,7 @@ pub fn row_stats(logits: &Tensor, targets: &[u32], temperature: f32) -> Result<V
     };
     let width = logits.dim(D::Minus1)?;
     let z = view(logits)?;
-    Ok(z.chunks_exact(width).zip(targets).map(|(z, t)| rows::row_stats(z, *t as usize, temperature)).collect())
+    Ok(z.par_chunks_exact(width).zip(targets).map(|(z, t)| rows::row_stats(z, *t as usize, temperature)).collect())
 }
 
 /// Logits -> gradient of sum(coefficient * logp), in place where possible.
@@ -540,9 +541,9 @@ pub fn row_backward(
     let width = logits.dim(D::Minus1)?;
     let logits = logits.to_device(&Device::Cpu)?;
     mutate(&logits, |z| {
-        for (i, z) in z.chunks_exact_mut(width).enumerate() {
+        z.par_chunks_exact_mut(width).enumerate().for_each(|(i, z)| {
             rows::row_backward(z, targets[i] as usize, temperature, stats[i], coefficients[i]);
-        }
+        });
     })?;
     logits.to_device(&device)
 }
@@ -559,17 +560,9 @@ pub fn adamw(
     match kernels {
         Kernels::Cpu => {
             let g = view(g)?;
-            // three tensors are written at once: take m and v out, step, put them back
-            let (mut ms, mut vs) = (view(m)?.to_vec(), view(v)?.to_vec());
-            let cell = std::cell::RefCell::new((&mut ms, &mut vs));
-            mutate(p, |p| {
-                let mut states = cell.borrow_mut();
-                let (m, v) = &mut *states;
-                rows::adamw(p, &g, m, v, step);
-            })?;
-            *m = tensor(ms, m.shape().clone())?;
-            *v = tensor(vs, v.shape().clone())?;
-            Ok(())
+            let (mut of_m, mut of_v) = (Ok(()), Ok(()));
+            mutate(p, |p| of_m = mutate(m, |m| of_v = mutate(v, |v| rows::adamw(p, &g, m, v, step))))?;
+            of_m.and(of_v)
         }
         Kernels::Plain => plain::adamw(p, g, m, v, step),
     }

@@ -42,26 +42,31 @@ impl Heads {
 /// `out[d] += sum_j p[j] * v[j][d]`, chains over j. `v` starts at the first row.
 #[inline(always)]
 pub(super) fn combine(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
-    const W: usize = 32;
     let d = out.len();
     let mut i = 0;
-    while i + W <= d {
-        let mut acc = [0f32; W];
-        acc.copy_from_slice(&out[i..i + W]);
-        for (j, p) in p.iter().enumerate() {
-            let v = &v[j * stride + i..][..W];
-            for (acc, v) in acc.iter_mut().zip(v) {
-                *acc = p.mul_add(*v, *acc);
-            }
-        }
-        out[i..i + W].copy_from_slice(&acc);
-        i += W;
+    while i < d {
+        i += match d - i {
+            64.. => combine_columns::<64>(p, &v[i..], stride, &mut out[i..]),
+            32.. => combine_columns::<32>(p, &v[i..], stride, &mut out[i..]),
+            16.. => combine_columns::<16>(p, &v[i..], stride, &mut out[i..]),
+            _ => combine_columns::<1>(p, &v[i..], stride, &mut out[i..]),
+        };
     }
-    for i in i..d {
-        for (j, p) in p.iter().enumerate() {
-            out[i] = p.mul_add(v[j * stride + i], out[i]);
+}
+
+/// The first `W` columns of [`combine`].
+#[inline(always)]
+fn combine_columns<const W: usize>(p: &[f32], v: &[f32], stride: usize, out: &mut [f32]) -> usize {
+    let mut acc = [0f32; W];
+    acc.copy_from_slice(&out[..W]);
+    for (j, p) in p.iter().enumerate() {
+        let v = &v[j * stride..][..W];
+        for (acc, v) in acc.iter_mut().zip(v) {
+            *acc = p.mul_add(*v, *acc);
         }
     }
+    out[..W].copy_from_slice(&acc);
+    W
 }
 
 /// Softmax in place; returns (max, 1 / sum).

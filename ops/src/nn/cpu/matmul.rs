@@ -15,7 +15,7 @@ use super::simd::{Isa, isa};
 /// Columns of a panel.
 pub const NR: usize = 32;
 /// Steps of k between writing a tile back: the panel slice stays in the second-level cache.
-const KC: usize = 1024;
+const KC: usize = 512;
 /// Multiply-adds below which threads cost more than they give.
 const PARALLEL: usize = 1 << 20;
 

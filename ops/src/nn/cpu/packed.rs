@@ -389,3 +389,183 @@ fn score_gradient(p: &mut [f32], ds: &mut [f32], max: f32, inverse: f32, scale: 
         *dp = *p * (*dp - delta) * scale;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::dot;
+    use super::*;
+    use crate::rng::Rng;
+
+    /// `out[i] = sum_d q[d] * kt[d][at + i]`, chains over d.
+    fn project(q: &[f32], kt: &[f32], stride: usize, at: usize, out: &mut [f32]) {
+        const W: usize = 64;
+        let n = out.len();
+        let mut j = 0;
+        while j + W <= n {
+            let mut acc = [0f32; W];
+            for (i, q) in q.iter().enumerate() {
+                let k = &kt[i * stride + at + j..][..W];
+                for (acc, k) in acc.iter_mut().zip(k) {
+                    *acc = q.mul_add(*k, *acc);
+                }
+            }
+            out[j..j + W].copy_from_slice(&acc);
+            j += W;
+        }
+        while j < n {
+            let w = LANES.min(n - j);
+            let mut acc = [0f32; LANES];
+            for (i, q) in q.iter().enumerate() {
+                let k = &kt[i * stride + at + j..][..w];
+                for (acc, k) in acc.iter_mut().zip(k) {
+                    *acc = q.mul_add(*k, *acc);
+                }
+            }
+            out[j..j + w].copy_from_slice(&acc[..w]);
+            j += w;
+        }
+    }
+
+    /// Keys and values of one head: keys transposed `[d][stride]`, values by rows.
+    struct HeadView<'a> {
+        kt: &'a [f32],
+        stride: usize,
+        v: &'a [f32],
+        v_stride: usize,
+    }
+
+    /// One query against the keys of `ranges`; writes the output, returns (max, 1 / sum). `s` is scratch.
+    fn attend(
+        q: &[f32],
+        scale: f32,
+        kv: &HeadView<'_>,
+        ranges: &[Range<usize>],
+        s: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> (f32, f32) {
+        let mut scaled = [0f32; 256];
+        let scaled = &mut scaled[..q.len()];
+        for (s, q) in scaled.iter_mut().zip(q) {
+            *s = q * scale;
+        }
+        s.resize(ranges.iter().map(Range::len).sum(), 0.0);
+        let mut at = 0;
+        for r in ranges {
+            project(scaled, kv.kt, kv.stride, r.start, &mut s[at..at + r.len()]);
+            at += r.len();
+        }
+        let (max, inverse) = softmax(s);
+        out.fill(0.0);
+        let mut at = 0;
+        for r in ranges {
+            combine(&s[at..at + r.len()], &kv.v[r.start * kv.v_stride..], kv.v_stride, out);
+            at += r.len();
+        }
+        for o in out.iter_mut() {
+            *o *= inverse;
+        }
+        (max, inverse)
+    }
+
+    fn random(n: usize, stream: u64) -> Vec<f32> {
+        let mut rng = Rng::new(4, stream);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// Trees of every kind: a lone token, a long root, branches of branches, an empty segment.
+    fn packing() -> Packing {
+        let mut p = Packing::new();
+        let a = p.root(37);
+        let b = p.child(a, 50);
+        p.child(b, 3);
+        p.child(a, 70);
+        p.root(1);
+        p.root(133);
+        let r = p.root(33);
+        let empty = p.child(r, 0);
+        p.child(empty, 9);
+        (0..4).for_each(|_| {
+            p.child(r, 9);
+        });
+        p
+    }
+
+    const SHAPES: [Heads; 5] = [
+        Heads { h: 4, hk: 2, d: 64, window: None },
+        Heads { h: 3, hk: 3, d: 16, window: None },
+        Heads { h: 6, hk: 2, d: 40, window: Some(3) },
+        Heads { h: 4, hk: 1, d: 128, window: Some(41) },
+        Heads { h: 2, hk: 2, d: 7, window: Some(500) },
+    ];
+
+    #[test]
+    fn a_block_has_the_bits_of_its_queries_one_by_one() {
+        let p = packing();
+        for heads in SHAPES {
+            let Heads { h, hk, d, .. } = heads;
+            let n = p.len();
+            let (q, k, v) = (random(n * h * d, 1), random(n * hk * d, 2), random(n * hk * d, 3));
+            let (mut out, mut stats) = (vec![f32::NAN; n * h * d], vec![f32::NAN; n * h * 2]);
+            forward(&q, &k, &v, &p, heads, &mut out, &mut stats);
+            let (mut ranges, mut s, mut want) = (Vec::new(), Vec::new(), vec![0f32; d]);
+            for t in 0..n {
+                p.visible(t, &mut ranges);
+                heads.clip(&mut ranges);
+                for head in 0..h {
+                    let g = head / (h / hk);
+                    let kt: Vec<f32> = (0..d * n).map(|x| k[((x % n) * hk + g) * d + x / n]).collect();
+                    let view = HeadView { kt: &kt, stride: n, v: &v[g * d..], v_stride: hk * d };
+                    let at = t * h + head;
+                    let (max, inverse) = attend(&q[at * d..][..d], heads.scale(), &view, &ranges, &mut s, &mut want);
+                    assert_eq!(stats[at * 2..at * 2 + 2], [max, inverse], "{heads:?}, row {t}");
+                    assert_eq!(out[at * d..][..d], want, "{heads:?}, row {t}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_chains_over_queries_in_order() {
+        let p = packing();
+        for heads in SHAPES {
+            let Heads { h, hk, d, .. } = heads;
+            let n = p.len();
+            let (q, k, v) = (random(n * h * d, 1), random(n * hk * d, 2), random(n * hk * d, 3));
+            let go = random(n * h * d, 4);
+            let (mut out, mut stats) = (vec![0f32; n * h * d], vec![0f32; n * h * 2]);
+            forward(&q, &k, &v, &p, heads, &mut out, &mut stats);
+            let mut got = [vec![f32::NAN; n * h * d], vec![f32::NAN; n * hk * d], vec![f32::NAN; n * hk * d]];
+            let [dq, dk, dv] = &mut got;
+            backward(&go, &q, &k, &v, &stats, &p, heads, dq, dk, dv);
+
+            let chain = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |sum, (a, b)| a.mul_add(*b, sum));
+            let mut want = [vec![0f32; n * h * d], vec![0f32; n * hk * d], vec![0f32; n * hk * d]];
+            let [dq, dk, dv] = &mut want;
+            let mut ranges = Vec::new();
+            for t in 0..n {
+                p.visible(t, &mut ranges);
+                heads.clip(&mut ranges);
+                let seen: Vec<usize> = ranges.iter().cloned().flatten().collect();
+                for head in 0..h {
+                    let (g, at) = (head / (h / hk), t * h + head);
+                    let scaled: Vec<f32> = q[at * d..][..d].iter().map(|q| q * heads.scale()).collect();
+                    let key = |row: usize| (row * hk + g) * d..(row * hk + g + 1) * d;
+                    let prob = |row: &usize| exp(chain(&scaled, &k[key(*row)]) - stats[at * 2]) * stats[at * 2 + 1];
+                    let probs: Vec<f32> = seen.iter().map(prob).collect();
+                    let dps: Vec<f32> = seen.iter().map(|r| chain(&go[at * d..][..d], &v[key(*r)])).collect();
+                    let delta = dot(&probs, &dps);
+                    for ((row, prob), dp) in seen.iter().zip(&probs).zip(&dps) {
+                        let ds = prob * (dp - delta) * heads.scale();
+                        for i in 0..d {
+                            let (here, there) = (at * d + i, key(*row).start + i);
+                            dq[here] = ds.mul_add(k[there], dq[here]);
+                            dk[there] = ds.mul_add(q[here], dk[there]);
+                            dv[there] = prob.mul_add(go[here], dv[there]);
+                        }
+                    }
+                }
+            }
+            assert_eq!(got, want, "{heads:?}");
+        }
+    }
+}

@@ -52,13 +52,20 @@ fn rms_rows_backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f
     for (((dy, x), dx), r) in dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
         let r = *r;
         let mut acc = [0f32; LANES];
-        for (i, ((g, x), w)) in dy.iter().zip(x).zip(w).enumerate() {
-            acc[i % LANES] = (g * w).mul_add(*x, acc[i % LANES]);
+        let whole = d - d % LANES;
+        for ((g, x), w) in dy.chunks_exact(LANES).zip(x.chunks_exact(LANES)).zip(w.chunks_exact(LANES)) {
+            for i in 0..LANES {
+                acc[i] = (g[i] * w[i]).mul_add(x[i], acc[i]);
+            }
+        }
+        for (i, acc) in (whole..d).zip(&mut acc) {
+            *acc = (dy[i] * w[i]).mul_add(x[i], *acc);
         }
         let c = tree16(acc) * r * r / d as f32;
-        for (((dx, g), x), (w, dw)) in dx.iter_mut().zip(dy).zip(x).zip(w.iter().zip(dw.iter_mut())) {
-            *dx = r * (g * w - x * c);
-            *dw = (g * r).mul_add(*x, *dw);
+        let (dx, dw) = (&mut dx[..d], &mut dw[..d]);
+        for i in 0..d {
+            dx[i] = r * (dy[i] * w[i] - x[i] * c);
+            dw[i] = (dy[i] * r).mul_add(x[i], dw[i]);
         }
     }
 }
@@ -257,7 +264,29 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: AdamStep
         .for_each(|((p, g), (m, v))| adamw_rows(p, g, m, v, s));
 }
 
+versions! {
+fn squares(x: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    for x in x.chunks(LANES) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+    }
+    lanes.iter().sum()
+}
+}
+
 /// Sum of squares in float64, in fixed order.
 pub fn sum_squares(x: &[f32]) -> f64 {
-    x.chunks(4096).map(|c| c.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()).sum()
+    x.chunks(4096).map(squares).sum()
+}
+
+/// a += b
+pub fn add(a: &mut [f32], b: &[f32]) {
+    let one = |(a, b): (&mut [f32], &[f32])| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    if a.len() < PARALLEL {
+        one((a, b));
+    } else {
+        a.par_chunks_mut(PARALLEL / 2).zip(b.par_chunks(PARALLEL / 2)).for_each(one);
+    }
 }

@@ -69,7 +69,8 @@ pub fn exp(x: f32) -> f32 {
     const LN2_LO: f32 = -2.121_944_4e-4;
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
     let clamped = x.clamp(-87.3, 88.7);
-    let n = clamped.mul_add(LOG2E, ROUND) - ROUND;
+    let rounded = clamped.mul_add(LOG2E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped));
     let mut p = 1.987_569_1e-4f32;
     p = p.mul_add(r, 1.398_199_9e-3);
@@ -78,7 +79,8 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let y = p.mul_add(r * r, r) + 1.0;
-    let scaled = y * f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // the low bits of `rounded` are n in two's complement: they become the exponent
+    let scaled = y * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.3 {
         0.0
     } else if x > 88.7 {
