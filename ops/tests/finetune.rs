@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
-use actloom_ops::model::{self, Model, lora};
+use actloom_ops::artifact::Past;
+use actloom_ops::model::{self, Config, Model, lora};
 use actloom_ops::registry::registry;
-use actloom_ops::text::Text;
+use actloom_ops::text::{Dialogue, Text};
 use actloom_ops::train::batch::{Example, Row};
 use actloom_ops::train::chat::{self, Conversation};
 use actloom_ops::train::optimizer::{AdamW, Group, Optimizer, Settings};
@@ -186,6 +187,23 @@ fn a_template_that_forgets_makes_an_example_of_each_answer_behind_the_very_promp
         assert!(example.learn[prompt.len()..].iter().all(|learn| *learn));
         assert_eq!(learned(&text, example), said);
     }
+}
+
+#[test]
+fn an_episode_grows_by_what_was_said_even_where_the_template_forgets() {
+    let bench = Bench::new();
+    let text = text(&bench, Some(FORGETFUL));
+    let turn = |action: &str| (action.to_owned(), "you see a mug".to_owned());
+    let past =
+        Past { start: "a room".to_owned(), turns: vec![turn("look"), turn("<think>\nhm\n</think>\n\ntake mug")] };
+    let mut dialogue = Dialogue::at(&text, &past, true).unwrap();
+    dialogue.assistant("stop", true).unwrap();
+    let said = "<|im_start|>user\na room<|im_end|>\n<|im_start|>assistant\nlook<|im_end|>\n\
+                <|im_start|>user\nyou see a mug<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\ntake mug<|im_end|>\n\
+                <|im_start|>user\nyou see a mug<|im_end|>\n<|im_start|>assistant\nstop<|im_end|>";
+    assert_eq!(text.decode(dialogue.ids()).unwrap(), said);
+    let actions = "look<|im_end|><think>\nhm\n</think>\n\ntake mug<|im_end|>stop<|im_end|>";
+    assert_eq!(learned(&text, &dialogue.example), actions);
 }
 
 #[test]
@@ -393,14 +411,15 @@ fn lora_that_was_stopped_goes_on_to_the_same_bytes_from_a_checkpoint_of_its_matr
 #[test]
 fn what_is_not_finite_stops_with_a_name_and_the_checkpoint_to_go_on_from() {
     let bench = Bench::new();
-    // The row of one token is broken, and only one of the conversations has that token.
-    let base = fixture("model-untied");
-    let text = Text::load(&base, &[317, 315]).unwrap();
+    // The row of one token is broken, and only one of the conversations has that token. It is frozen: a trained one would
+    // be found broken at the first checkpoint.
+    let text = Text::load(&fixture("model"), &[317, 315]).unwrap();
     let broken = bench.path("broken");
-    model::copy_text_files(&base, &broken).unwrap();
-    std::fs::copy(base.join("config.json"), broken.join("config.json")).unwrap();
+    model::copy_text_files(&fixture("model"), &broken).unwrap();
+    let config: Value = serde_json::from_slice(&std::fs::read(fixture("model-untied/config.json")).unwrap()).unwrap();
+    model::save(&Model::random(Config::from_json(&config).unwrap(), 3).unwrap(), &broken).unwrap();
     let token = text.encode("~").unwrap()[0] as usize;
-    let mut all = tensors(&base.join("model.safetensors"));
+    let mut all = tensors(&broken.join("model.safetensors"));
     let embed = all.get_mut("model.embed_tokens.weight").unwrap();
     let mut values = flat(embed);
     let width = embed.dim(1).unwrap();
@@ -411,7 +430,7 @@ fn what_is_not_finite_stops_with_a_name_and_the_checkpoint_to_go_on_from() {
     let mut lessons = LESSONS.to_vec();
     lessons.push(("~", "no"));
     let data = bench.chats("chat.jsonl", &lessons);
-    let params = json!({ "epochs": 1, "batch": 1, "checkpoint_every": 1, "learning_rate": 1e-3, "optimizer": { "weight_decay": 0.0 } });
+    let params = json!({ "epochs": 1, "batch": 1, "checkpoint_every": 1, "learning_rate": 1e-3, "optimizer": { "groups": [{ "match": "*embed*", "frozen": true }] } });
     let first = failure(bench.sft("run", &broken, &data, params.clone(), u64::MAX));
     let (message, help) = &first;
     assert!(message.contains("is not finite at update ") && message.contains("gradient of `"), "{message}");

@@ -9,7 +9,8 @@
 
 mod small;
 
-use actloom_ops::infer::{Request, complete, prefill};
+use actloom_engine::op::OpError;
+use actloom_ops::infer::{Request, Sampling, Tokens, complete};
 use actloom_ops::model::Model;
 use actloom_ops::nn::kernel::Kernels;
 use actloom_ops::nn::layer::{self, Param};
@@ -47,20 +48,25 @@ fn train_step(model: &mut Model, optimizer: &mut Optimizer, rng: &mut Rng) {
     optimizer.step(model, 1e-3).unwrap();
 }
 
+/// Token 1 ends an answer.
+struct OneEnds;
+
+impl Tokens for OneEnds {
+    fn eos(&self) -> &[u32] {
+        &[1]
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, OpError> {
+        Ok("x".repeat(ids.len()))
+    }
+}
+
 fn sample_round(model: &Model, rng: &mut Rng, round: u64) {
     let length = rng.between(5, 40);
-    let (sequence, feed) = prefill(model, &small::ids(rng, length, 67)).unwrap();
-    let requests = (0..6)
-        .map(|i| Request {
-            sequence: sequence.clone(),
-            feed: feed.clone(),
-            temperature: 1.0,
-            max_tokens: 20,
-            allowed: Vec::new(),
-            rng: Rng::at(round, &[i]),
-        })
-        .collect();
-    assert_eq!(complete(model, &[1], requests, &|| false).unwrap().len(), 6);
+    let prompt = small::ids(rng, length, 67);
+    let requests =
+        (0..6).map(|i| Request::new(prompt.as_slice(), Sampling::plain(1.0, 20), Rng::at(round, &[i]))).collect();
+    assert_eq!(complete(model, &OneEnds, requests, &|| false).unwrap().len(), 6);
 }
 
 /// Forward and backward of a head over `n` tokens.

@@ -11,7 +11,7 @@ use actloom_ops::model::{self, load_tensors};
 use actloom_ops::policy::gguf;
 use actloom_ops::policy::{self, Ask, Finish, Make, Policy, Quantized, Sampling, make_of};
 use actloom_ops::rng::Rng;
-use actloom_ops::text::{Added, Dialogue, Message, Text};
+use actloom_ops::text::{Dialogue, Message, Text};
 use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -320,7 +320,7 @@ fn a_gguf_file_and_the_folder_it_came_from_say_the_same_over_several_turns() {
 }
 
 #[test]
-fn a_template_that_drops_the_reasoning_of_earlier_turns_is_followed_turn_by_turn() {
+fn a_policy_goes_on_from_what_was_said_where_a_template_drops_earlier_reasoning() {
     let (_keep, at) = folder();
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         std::fs::copy(fixtures().join("model").join(name), at.join(name)).unwrap();
@@ -331,20 +331,20 @@ fn a_template_that_drops_the_reasoning_of_earlier_turns_is_followed_turn_by_turn
     let plain = [Message::user("look"), Message::assistant("go to desk 1"), Message::user("you see a mug")];
     let mut thought = plain.clone();
     thought[1].content = "<think>\nwhere?\n</think>\n\ngo to desk 1".into();
-    for (messages, anew) in [(plain, false), (thought, true)] {
-        let whole = side.encode(&side.render(&messages, true).unwrap()).unwrap();
+    for (messages, forgets) in [(plain, false), (thought, true)] {
         let mut dialogue = Dialogue::new(&side);
         dialogue.user(&messages[0].content).unwrap();
         dialogue.assistant(&messages[1].content, true).unwrap();
-        let added = dialogue.clone().turn(&messages[2].content).unwrap();
-        assert_eq!(matches!(added, Added::Anew(_)), anew);
-        // what is learned from must be what was sampled, so there a conversation made anew is refused
-        assert_eq!(dialogue.user(&messages[2].content).is_err(), anew);
-        assert_eq!(dialogue.ids(), whole);
-        assert_eq!(dialogue.example.learn.iter().any(|l| *l), !anew);
-        // and a policy reads it again and goes on
+        let before = dialogue.ids().to_vec();
+        dialogue.user(&messages[2].content).unwrap();
+        // what was said stays as it was said, whatever the template would make of it later
+        let whole = dialogue.ids().to_vec();
+        assert!(whole.starts_with(&before));
+        assert!(dialogue.example.learn.iter().any(|l| *l));
+        assert_eq!(whole != side.encode(&side.render(&messages, true).unwrap()).unwrap(), forgets);
+        // and a policy goes on from it
         let mut policy = policy::open(&at, DeviceRequest::Cpu).unwrap();
-        let sampling = Sampling::new(0.0, 5);
+        let sampling = Sampling::plain(0.0, 5);
         let session = policy.open();
         policy.user(session, &messages[0].content).unwrap();
         let say = |policy: &mut dyn Policy, keep: bool, session| {

@@ -1,8 +1,9 @@
 //! Sampling: requests in, completions out, many decoded side by side over pages of keys and values that they share.
 //!
-//! 1. `share` finds beginnings that prompts have in common. 2. `queue` hands jobs to workers while memory lasts.
-//! 3. `worker` decodes: one step advances all its sequences, and prompts are read in chunks beside them. 4. `sampling`
-//! draws tokens, `choice` holds an answer to a list, `stop` finds its end.
+//! 1. `share` finds beginnings that prompts have in common.
+//! 2. `queue` hands jobs to workers while memory lasts.
+//! 3. `worker` decodes: one step advances all its sequences, and prompts are read in chunks beside them.
+//! 4. `sampling` draws tokens, `choice` holds an answer to a list, `stop` finds its end.
 //!
 //! Invariants: a request's answer is a function of its prompt, settings and random stream; nothing else (what is beside
 //! it, order, threads, sharing, chunks) changes a bit, for kernels are batch-invariant and streams are its own.

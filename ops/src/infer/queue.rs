@@ -15,7 +15,6 @@ use super::share::{Job, Plan};
 use super::{Completion, Request};
 use crate::model::{Model, Sequence, failed};
 use crate::nn::cpu::cache::PAGE;
-use crate::nn::kernel::Pool;
 
 /// Memory spoken for; given back when dropped.
 #[derive(Debug)]
@@ -63,7 +62,6 @@ pub(super) struct Queue<'a> {
     prompts: Vec<Vec<u32>>,
     budget: usize,
     used: Arc<AtomicUsize>,
-    pool: Arc<Pool>,
     stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -94,7 +92,6 @@ impl<'a> Queue<'a> {
             prompts,
             budget,
             used: Arc::default(),
-            pool: Arc::default(),
             stopped: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -167,7 +164,7 @@ impl<'a> Queue<'a> {
             from.truncate(same).map_err(failed)?;
             sequence = Some(from);
         }
-        let sequence = sequence.unwrap_or_else(|| self.model.sequence_in(&self.pool));
+        let sequence = sequence.unwrap_or_else(|| self.model.sequence());
         let feed = prompt[sequence.len()..].to_vec();
         self.used.fetch_add(need, Ordering::Relaxed);
         let hold = Arc::new(Hold { bytes: need, used: self.used.clone(), _parent: held });

@@ -1,7 +1,9 @@
 //! One worker: decodes its sequences side by side and takes the next job when one ends.
 //!
-//! 1. Free rows take jobs. 2. Every sequence that decodes gets its token, those that still read get a share of the
-//! chunk. 3. The model advances all of them at once. 4. Tokens are drawn; what ended makes room.
+//! 1. Free rows take jobs.
+//! 2. Every sequence that decodes gets its token, those that still read get a share of the chunk.
+//! 3. The model advances all of them at once.
+//! 4. Tokens are drawn; what ended makes room.
 
 use actloom_engine::op::OpError;
 use candle_core::Device;

@@ -6,7 +6,7 @@
 //! 4. `extend` is the same forward over caches, for sampling.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use actloom_engine::op::OpError;
 use candle_core::{DType, Device, Result, Tensor};
@@ -91,6 +91,8 @@ pub struct Model {
     head: Option<Linear>,
     /// Rotary tables: of full layers, of sliding layers where they differ.
     ropes: RwLock<Vec<RopeTable>>,
+    /// Memory of keys and values.
+    pages: Arc<Pool>,
 }
 
 impl Model {
@@ -193,6 +195,7 @@ impl Model {
             device: device.clone(),
             recompute: false,
             ropes: RwLock::new(ropes),
+            pages: Arc::default(),
             config,
         })
     }
@@ -273,10 +276,11 @@ impl Model {
         if positions > self.config.max_positions {
             candle_core::bail!("a sequence of {positions} tokens, the model takes {}", self.config.max_positions);
         }
-        let have = |tables: &[RopeTable]| tables.iter().all(|t| t.positions() >= positions);
-        if !have(&self.ropes.read().unwrap_or_else(PoisonError::into_inner)) {
-            let mut tables = self.ropes.write().unwrap_or_else(PoisonError::into_inner);
-            tables.iter_mut().for_each(|table| table.reserve(positions));
+        if read(&self.ropes).iter().any(|table| table.positions() < positions) {
+            // a good deal more, for threads that sample wait for one another here
+            let ahead = positions.next_power_of_two().max(1024).min(self.config.max_positions);
+            let mut ropes = self.ropes.write().unwrap_or_else(PoisonError::into_inner);
+            ropes.iter_mut().for_each(|table| table.reserve(ahead));
         }
         Ok(())
     }
@@ -295,7 +299,7 @@ impl Model {
     fn forward(&self, ids: &[u32], packing: &Packing, keep: bool) -> Result<(Tensor, Vec<Kept>)> {
         let positions = packing.positions();
         self.check_row(ids, positions.iter().max().map_or(0, |p| *p as usize + 1))?;
-        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
+        let ropes = read(&self.ropes);
         let rows = Rows { kernels: self.kernels, positions, ropes: &ropes };
         let lowest = if keep { self.lowest() } else { self.blocks.len() };
         let mut kept = Vec::new();
@@ -321,7 +325,7 @@ impl Model {
     /// Gradients of all parameters below the final norm, given d objective / d hidden.
     fn backward(&mut self, mut dx: Tensor, ids: &[u32], packing: &Packing, mut kept: Vec<Kept>) -> Result<()> {
         let (kernels, lowest) = (self.kernels, self.lowest());
-        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
+        let ropes = read(&self.ropes);
         let rows = Rows { kernels, positions: packing.positions(), ropes: &ropes };
         for b in self.blocks[lowest..].iter_mut().rev() {
             let saved = match kept.pop() {
@@ -418,12 +422,7 @@ impl Model {
 
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
-        self.sequence_in(&Arc::default())
-    }
-
-    /// An empty sequence that takes its memory from `pool`.
-    pub fn sequence_in(&self, pool: &Arc<Pool>) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels, pool); self.config.layers], ids: Vec::new() }
+        Sequence { layers: vec![Cache::new(self.kernels, &self.pages); self.config.layers], ids: Vec::new() }
     }
 
     /// Bytes of keys and values of one token.
@@ -444,7 +443,7 @@ impl Model {
     }
 
     /// Appends tokens to sequences and returns the logits (m, v) after the last token of each of the m that want them.
-    /// What only they need, the last layer and the head, is computed for them alone.
+    /// What only they need, most of the last block and the head, is computed for them alone.
     ///
     /// # Errors
     /// As [`Model::train`].
@@ -465,29 +464,43 @@ impl Model {
                 last.push(ids.len() as u32 - 1);
             }
         }
-        let ropes = self.ropes.read().unwrap_or_else(PoisonError::into_inner);
-        let rows = Rows { kernels: kn, positions: &positions, ropes: &ropes };
+        let wanted = last.len();
+        if wanted == 0 {
+            last.push(ids.len() as u32 - 1); // not every device takes tensors without rows
+        }
+        let ropes = read(&self.ropes);
         let mut x = self.embed.forward(kn, &ids)?; // (n, hidden)
         for (i, b) in self.blocks.iter().enumerate() {
-            // nobody looks at the other rows behind the last block's keys and values
-            let only = (i + 1 == self.blocks.len()).then_some(last.as_slice());
+            let tail = i + 1 == self.blocks.len();
             let mut from = 0;
             let parts = steps.iter_mut().map(|s| {
                 let rows = from..from + s.new.len();
                 from = rows.end;
-                let queries = if only.is_some() { usize::from(s.logits) } else { rows.len() };
+                let ends = last.binary_search(&(rows.end as u32 - 1)).is_ok();
+                let queries = if tail { usize::from(ends) } else { rows.len() };
                 CachedPart { cache: &mut s.sequence.layers[i], rows, queries }
             });
-            let parts = parts.collect();
+            let parts: Vec<_> = parts.collect();
             let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
                 Ok((kernel::cached_attention(q, k, v, parts, b.attention.heads)?, None))
             };
-            x = b.forward(rows, &x, Want::Only(only), attend)?.0;
+            // nobody looks at the other rows of the last block
+            let only = Want::Only(tail.then_some(last.as_slice()));
+            x = b.forward(Rows { kernels: kn, positions: &positions, ropes: &ropes }, &x, only, attend)?.0;
         }
         for step in &mut steps {
             step.sequence.ids.extend_from_slice(step.new);
         }
+        let x = x.narrow(0, 0, wanted)?;
+        if wanted == 0 {
+            return Tensor::zeros((0, self.config.vocab_size), x.dtype(), x.device());
+        }
         let (h, _) = self.norm.forward(kn, &x)?;
         self.head().forward(kn, &h)
     }
+}
+
+/// Tables are there for all positions asked for: see `check_row`.
+fn read(ropes: &RwLock<Vec<RopeTable>>) -> RwLockReadGuard<'_, Vec<RopeTable>> {
+    ropes.read().unwrap_or_else(PoisonError::into_inner)
 }

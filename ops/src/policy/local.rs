@@ -10,7 +10,7 @@ use actloom_engine::op::OpError;
 
 use super::{Answer, Ask, Cost, Finish, Identity, Policy, Sampling, Session};
 use crate::rng::Rng;
-use crate::text::{Added, Dialogue, Text};
+use crate::text::{Dialogue, Text};
 
 /// One thing to be continued.
 pub struct Job<'a, S> {
@@ -138,16 +138,9 @@ impl<W: Weights> Policy for Local<W> {
     }
 
     fn user(&mut self, session: Session, content: &str) -> Result<(), OpError> {
-        let fresh = self.weights.sequence();
         let talk = self.talk(session);
-        match talk.dialogue.turn(content)? {
-            Added::More(ids) => talk.feed.extend(ids),
-            // the template shows the past in another way now, so it is read again
-            Added::Anew(ids) => {
-                talk.feed = ids;
-                talk.sequence = Some(fresh);
-            }
-        }
+        let ids = talk.dialogue.user(content)?;
+        talk.feed.extend(ids);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ const FAMILIES: [(&str, &[&str]); 10] = [
     ("accuracy", &["accuracy"]),
     ("distance from the reference", &["kl"]),
     ("entropy", &["entropy"]),
-    ("clipped tokens", &["clip_low", "clip_high"]),
+    ("clipped tokens", &["clip_low", "clip_high", "clip_region"]),
     ("groups without variance, truncated responses", &["zero_variance", "truncated"]),
     ("response length", &["length"]),
     ("gradient norm", &["grad_norm"]),
@@ -120,7 +120,7 @@ fn families(variants: &[&Metrics]) -> Vec<(String, Vec<String>)> {
 fn unit(name: &str, rewarded: bool) -> &'static str {
     match name {
         "loss" if rewarded => "",
-        "accuracy" | "clip_low" | "clip_high" | "zero_variance" | "truncated" => "share",
+        "accuracy" | "clip_low" | "clip_high" | "clip_region" | "weight_cut" | "zero_variance" | "truncated" => "share",
         name => number::unit(name),
     }
 }

@@ -33,23 +33,14 @@ pub struct Dialogue<T> {
     pub example: Example,
     /// Ids that a closed answer still owes, after its end token.
     owed: Vec<u32>,
-    /// The text up to the end of an answer and whether its end token is among the ids, where only the next turn shows
-    /// how the template closes it: some put an empty reasoning before the last answer and before no other.
-    unsettled: Option<(String, bool)>,
-}
-
-/// What a user's turn did to the ids of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Added {
-    /// These came after the others.
-    More(Vec<u32>),
-    /// The template shows earlier turns in another way now (without their reasoning), so all ids were made again.
-    Anew(Vec<u32>),
+    /// The template renders the last answer otherwise than it was given, as Qwen3's does. The conversation then grows by
+    /// what was said and by what the template writes between turns, and is never rendered as a whole.
+    rewrites: bool,
 }
 
 impl<T: Deref<Target = Text>> Dialogue<T> {
     pub fn new(text: T) -> Self {
-        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new(), unsettled: None }
+        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new(), rewrites: false }
     }
 
     /// The conversation at a state: first observation, then actions and observations. Actions are learned where
@@ -70,53 +61,23 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
     /// A user's turn, and the opening of the answer to it. Returns the ids it added.
     ///
     /// # Errors
-    /// The template's and the tokenizer's; a template that shows earlier turns in another way now.
-    pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
-        match self.turn(content)? {
-            Added::More(ids) => Ok(ids),
-            Added::Anew(_) => Err(OpError::failed(
-                "the chat template rewrites earlier turns, so a conversation cannot be extended token by token",
-            )),
-        }
-    }
-
-    /// As [`Dialogue::user`], for conversations that nothing is learned from: they may be made anew.
-    ///
-    /// # Errors
     /// The template's and the tokenizer's.
-    pub fn turn(&mut self, content: &str) -> Result<Added, OpError> {
+    pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
         let from = self.messages.len();
         self.messages.push(Message::user(said(content)));
-        let unsettled = self.unsettled.take();
-        if unsettled.is_none()
-            && let Ok(rendered) = self.text.render_from(&self.messages, from, true)
-        {
-            let mut ids = std::mem::take(&mut self.owed);
-            ids.extend(self.text.encode(&rendered)?);
-            self.example.push(&ids, false);
-            return Ok(Added::More(ids));
+        let mut ids = std::mem::take(&mut self.owed);
+        let rest = if self.rewrites { None } else { self.text.render_from(&self.messages, from, true).ok() };
+        match rest {
+            Some(rest) => ids.extend(self.text.encode(&rest)?),
+            // Not the first turn: that one has nothing before it to rewrite.
+            None if from > 0 => {
+                self.rewrites = true;
+                ids = self.text.encode(&self.text.after_answer(said(content))?)?;
+                self.drop_second_end(&mut ids);
+            }
+            None => ids.extend(self.text.encode(&self.text.render_from(&self.messages, from, true)?)?),
         }
-        let whole = self.text.render(&self.messages, true)?;
-        if let Some((before, ended)) = unsettled
-            && let Some(rest) = whole.strip_prefix(&before)
-        {
-            let ids = self.closing(rest, ended)?;
-            self.example.push(&ids, false);
-            return Ok(Added::More(ids));
-        }
-        self.owed.clear();
-        let ids = self.text.encode(&whole)?;
-        self.example = Example::default();
         self.example.push(&ids, false);
-        Ok(Added::Anew(ids))
-    }
-
-    /// Ids of what follows an answer, without the end token that it has already.
-    fn closing(&self, rest: &str, ended: bool) -> Result<Vec<u32>, OpError> {
-        let mut ids = self.text.encode(rest)?;
-        if ended && ids.first().is_some_and(|id| self.text.eos.contains(id)) {
-            ids.remove(0);
-        }
         Ok(ids)
     }
 
@@ -130,22 +91,35 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         self.answered(content, &ids, learn)
     }
 
-    /// An answer given as ids, the end token included if it was reached. How the template closes it may show only with
-    /// the next turn.
+    /// An answer given as ids, the end token included if it was reached.
     ///
     /// # Errors
     /// The template's and the tokenizer's.
     pub fn answered(&mut self, content: &str, ids: &[u32], learn: bool) -> Result<(), OpError> {
         self.example.push(ids, learn);
+        if self.rewrites {
+            return Ok(());
+        }
         let open = self.text.render(&self.messages, true)?;
         self.messages.push(Message::assistant(content));
         let whole = self.text.render(&self.messages, false)?;
-        let ended = ids.last().is_some_and(|id| self.text.eos.contains(id));
         match whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)) {
-            Some(rest) => self.owed = self.closing(rest, ended)?,
-            None => self.unsettled = Some((open + content, ended)),
+            Some(closing) => {
+                let mut closing = self.text.encode(closing)?;
+                self.drop_second_end(&mut closing);
+                self.owed = closing;
+            }
+            None => self.rewrites = true,
         }
         Ok(())
+    }
+
+    /// The end token that a template writes behind an answer is not written twice.
+    fn drop_second_end(&self, ids: &mut Vec<u32>) {
+        let is_end = |id: Option<&u32>| id.is_some_and(|id| self.text.eos.contains(id));
+        if is_end(self.example.ids.last()) && is_end(ids.first()) {
+            ids.remove(0);
+        }
     }
 
     pub fn ids(&self) -> &[u32] {

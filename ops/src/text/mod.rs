@@ -4,6 +4,6 @@ mod dialogue;
 mod template;
 mod tokenizer;
 
-pub use dialogue::{Added, Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, said, split_reasoning};
+pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, said, split_reasoning};
 pub use template::Template;
 pub use tokenizer::{Message, Role, Text, train_tokenizer};

@@ -137,8 +137,8 @@ impl Text {
         let turns = [Message::user("a"), Message::assistant("b")];
         let open = self.render(&turns[..1], true).ok()?;
         let whole = self.render(&turns, false).ok()?;
-        let rest = whole.strip_prefix(&open)?.strip_prefix('b')?;
-        let id = *self.encode(rest).ok()?.first()?;
+        let rest = whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix('b')).map(str::to_owned);
+        let id = *self.encode(&rest.or_else(|| self.after_answer("c").ok())?).ok()?.first()?;
         self.tokenizer.get_added_tokens_decoder().get(&id).filter(|token| token.special).map(|_| id)
     }
 
@@ -212,6 +212,26 @@ impl Text {
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, OpError> {
         self.template()?.render_with(messages, add_generation_prompt, variables)
+    }
+
+    /// What stands between an answer and the opening of the next, where a user says `content` between them; the end of
+    /// the answer included. It is read off short conversations, so it also serves a template that renders the last answer
+    /// otherwise than earlier ones.
+    ///
+    /// # Errors
+    /// When it depends on what was said before.
+    pub fn after_answer(&self, content: &str) -> Result<String, OpError> {
+        let after = |ask: &str, say: &str| -> Result<Option<String>, OpError> {
+            let turns = [Message::user(ask), Message::assistant(say), Message::user(content)];
+            let (open, whole) = (self.render(&turns[..1], true)?, self.render(&turns, true)?);
+            Ok(whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(say)).map(str::to_owned))
+        };
+        match (after("a", "b")?, after("c d", "e f")?) {
+            (Some(one), Some(other)) if one == other => Ok(one),
+            _ => Err(OpError::failed(
+                "the chat template rewrites earlier turns, so a conversation cannot be extended token by token",
+            )),
+        }
     }
 
     /// What `messages[from..]` add to the text of `messages[..from]`, which must be its beginning.

@@ -18,8 +18,16 @@ use super::simd::versions;
 pub const PAGE: usize = 64;
 /// Queries that read a page together.
 const BLOCK: usize = 12;
+/// So few queries wait for memory, not for arithmetic.
+const FEW: usize = 4;
+/// Keys that are asked for ahead.
+const AHEAD: usize = 64;
 
-/// Where pages come from and go back to: memory that one call of the sampler took is used again within it.
+/// Bytes of free pages that a pool keeps.
+const KEPT: usize = 64 << 20;
+
+/// Where the pages of a model come from and go back to: what one sequence gave back the next one takes. A few are kept
+/// from one call of the sampler to the next; the allocator would give them to the system and fetch them again.
 #[derive(Debug, Default)]
 pub struct Pool {
     free: Mutex<Vec<Vec<f32>>>,
@@ -41,7 +49,9 @@ struct Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        if let Ok(mut free) = self.home.free.lock() {
+        if let Ok(mut free) = self.home.free.lock()
+            && (free.len() + 1) * self.data.len() * size_of::<f32>() <= KEPT
+        {
             free.push(std::mem::take(&mut self.data));
         }
     }
@@ -99,6 +109,16 @@ impl LayerCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.pages.truncate(self.len.div_ceil(PAGE));
+    }
+
+    /// 32 keys of head `g`, that of token `key` the first.
+    fn keys(&self, plan: Plan, g: usize, key: usize) -> &[f32] {
+        &self.pages[key / PAGE].data[plan.keys(g, key % PAGE / NR)..][..plan.d * NR]
+    }
+
+    /// 32 dimensions of the values of head `g` in a page.
+    fn values(&self, plan: Plan, g: usize, page: usize, panel: usize) -> &[f32] {
+        &self.pages[page].data[plan.values(g, panel)..][..PAGE * NR]
     }
 
     /// The page that the next token goes to, this sequence's alone.
@@ -164,6 +184,18 @@ fn weigh(s: &mut [f32], seen: Range<usize>) -> f32 {
 }
 }
 
+/// Asks for memory that is read soon.
+fn prefetch(data: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in data.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint about memory that the slice holds.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
+
 /// Buffers of [`cached`], kept between calls.
 #[derive(Default)]
 pub struct Scratch {
@@ -197,7 +229,10 @@ pub fn cached(q: &[f32], cache: &LayerCache, heads: Heads, scratch: &mut Scratch
             }
             // 2. scores
             for key in (begin..end).step_by(NR) {
-                let panel = &cache.pages[key / PAGE].data[plan.keys(g, key % PAGE / NR)..][..d * NR];
+                let panel = cache.keys(plan, g, key);
+                if m <= FEW && key + AHEAD < end {
+                    prefetch(cache.keys(plan, g, key + AHEAD));
+                }
                 // SAFETY: m rows of d queries, a panel of d x 32, and m rows of scores with room for 32 at `key`.
                 unsafe {
                     let s = scratch.s.as_mut_ptr().add(key - begin);
@@ -216,7 +251,10 @@ pub fn cached(q: &[f32], cache: &LayerCache, heads: Heads, scratch: &mut Scratch
                 let keys = begin.max(page * PAGE)..end.min((page + 1) * PAGE);
                 for panel in 0..plan.value_panels() {
                     let width = NR.min(d - panel * NR);
-                    let values = &cache.pages[page].data[plan.values(g, panel)..][..PAGE * NR];
+                    let values = cache.values(plan, g, page, panel);
+                    if m <= FEW && page + 1 < end.div_ceil(PAGE) {
+                        prefetch(cache.values(plan, g, page + 1, panel));
+                    }
                     let values = &values[(keys.start - page * PAGE) * NR..];
                     // SAFETY: m rows of scores from `keys.start` on, as many rows of 32 values, m rows of `width` outputs.
                     unsafe {

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, dot, exp, tree16, versions};
+use super::simd::{LANES, dot, exp, max16, tree16, versions};
 
 /// Rows a task takes; also the chunk of sums over rows.
 const CHUNK: usize = 64;
@@ -177,10 +177,7 @@ versions! {
 /// Log-softmax of `logits / temperature` at `target`, and the entropy. The only such code: sampler and trainer share it.
 pub fn row_stats(logits: &[f32], target: usize, temperature: f32) -> RowStats {
     let scale = 1.0 / temperature;
-    let mut max = f32::NEG_INFINITY;
-    for z in logits {
-        max = max.max(z * scale);
-    }
+    let max = max16(logits) * scale; // rounding keeps the order: the largest product is that of the largest logit
     let (mut sum, mut weighted) = ([0f32; LANES], [0f32; LANES]);
     let chunks = logits.chunks_exact(LANES);
     let rest = chunks.remainder();

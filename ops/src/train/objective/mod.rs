@@ -283,11 +283,16 @@ impl Objective {
                 term.loss = direct * logp;
             }
         }
+        assert!(
+            self.correction.is_none() || of.weights.is_some(),
+            "BUG: a response was not weighted for its correction"
+        );
         if let Some(weights) = of.weights {
             let w = weights.used[i];
             (term.loss, direct, through) = (term.loss * w, direct * w, through * w);
         }
-        if let (true, Some(reference)) = (self.kl > 0.0, of.reference) {
+        if self.kl > 0.0 {
+            let Some(reference) = of.reference else { panic!("BUG: there is a KL term and no reference was scored") };
             let (mut k, mut slope) = self.kl_estimator.at(reference[i].into() - logp);
             if self.kl_times_ratio {
                 (k, slope) = (k * ratio, slope * ratio);
@@ -304,7 +309,8 @@ impl Objective {
     /// One token of a response whose tokens have weight `share`; `None` where it does not count.
     ///
     /// # Panics
-    /// Where the ratio is the whole response's: a bug in the caller, which must use [`Objective::response`].
+    /// Where the ratio is the whole response's: a bug in the caller, which must use [`Objective::response`]. As that, where a
+    /// reference or weights are wanted and not given.
     pub fn token<T: Copy + Into<f64>>(&self, i: usize, logp: f64, share: f64, of: &Response<'_, T>) -> Option<Term> {
         assert!(!self.needs_whole(), "BUG: a token's gradient was asked for without its response");
         if !of.counts(i) {
