@@ -35,8 +35,8 @@ unsafe extern "C" {
     fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
 }
 
-/// Freed pages stay with the program: a training step needs the pages of the one before it, and mapping them anew took up to a
-/// third of its time.
+/// Freed pages stay with the program: a training step needs the pages of the one before it, and mapping them anew took
+/// up to a third of its time.
 fn keep_pages() {
     const PURGE_DELAY: std::ffi::c_int = 15;
     // SAFETY: a plain setter of the allocator that is linked in; -1 means never.

@@ -43,8 +43,7 @@ pub fn run(args: &Chat) -> Result<Exit, Failure> {
     }
     let mut failed = None;
     let mut input = std::io::stdin().lock();
-    loop {
-        let Some(line) = line(&mut input, person, &stop)? else { break };
+    while let Some(line) = line(&mut input, person, &stop)? {
         match command(line.trim()) {
             Command::Quit => break,
             Command::Nothing => {}

@@ -1,7 +1,8 @@
 //! `actloom model generate`: texts that a model gives for a prompt.
 //!
-//! 1. The prompt becomes ids, by the chat template unless it is raw ([`Prompt`]). 2. It is computed once; every sample
-//! goes on from it with a random stream of its own. 3. A sample ends by an end id, a stop string, or its length.
+//! 1. The prompt becomes ids, by the chat template unless it is raw ([`Prompt`]).
+//! 2. It is computed once; every sample goes on from it with a random stream of its own.
+//! 3. A sample ends by an end id, a stop string, or its length.
 //!
 //! Invariants: a sample depends on the seed and its number, not on how many there are; log-probabilities are those of the
 //! distribution that the id was drawn from.

@@ -1,7 +1,8 @@
 //! `actloom model logits`: the logits of given token ids, and what the model would say next, greedily.
 //!
-//! 1. Read and check the lists ([`read_lists`]). 2. Pack them into rows of some thousand tokens and stream the logits to
-//! the file. 3. Continue each list by its likeliest tokens, all lists side by side.
+//! 1. Read and check the lists ([`read_lists`]).
+//! 2. Pack them into rows of some thousand tokens and stream the logits to the file.
+//! 3. Continue each list by its likeliest tokens, all lists side by side.
 //!
 //! Invariants: the numbers of a list do not depend on the other lists; no more than 64 MiB of logits are held at once,
 //! whatever the vocabulary; the file appears whole or not at all.

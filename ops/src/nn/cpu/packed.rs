@@ -6,8 +6,8 @@
 //! 1. A task is one tree and one key head; its keys and values are laid out in panels of 32, once.
 //! 2. Consecutive tokens of one segment, with all query heads of the key head, make a block: their lists differ in a
 //!    few keys at the ends.
-//! 3. Scores, outputs and gradients are tiles of `matmul`; the ragged ends go row by row in the forward, and are zeros in
-//!    the backward.
+//! 3. Scores, outputs and gradients are tiles of `matmul`; the ragged ends go row by row in the forward, and are zeros
+//!    in the backward.
 
 use std::ops::Range;
 
@@ -182,8 +182,8 @@ impl Block {
         }
     }
 
-    /// `out += a b` for rows `rows`: `a` holds weights by place in the list (as [`Block::products`] lays them out), `b` is made
-    /// by [`along`] over `n` rows, `out` is (rows, d). Only the list's `range` counts.
+    /// `out += a b` for rows `rows`: `a` holds weights by place in the list, laid out as by [`Block::products`], `b` is
+    /// made by [`along`] over `n` rows, `out` is (rows, d). Only the list's `range` counts.
     fn weighted(
         &self,
         a: &[f32],
@@ -358,9 +358,9 @@ fn backward_tree(dout: &[f32], qkv: [&[f32]; 3], stats: &[f32], packing: &Packin
                     // SAFETY: `weights` has a column for each key in every row of the block, the panel a row for each
                     // of those; the tree's keys and this key head are this task's own.
                     unsafe {
-                        let weights = weights.as_ptr().add(block.start + at);
-                        let c = to.0.add(first);
-                        strip(0..keys.len(), rows, weights, 1, block.stride, panel.as_ptr(), c, hk * d, NR.min(d - i * NR), true);
+                        let (a, c) = (weights.as_ptr().add(block.start + at), to.0.add(first));
+                        let (b, width) = (panel.as_ptr(), NR.min(d - i * NR));
+                        strip(0..keys.len(), rows, a, 1, block.stride, b, c, hk * d, width, true);
                     }
                 }
             }

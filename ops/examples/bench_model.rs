@@ -1,0 +1,255 @@
+//! Runs one job on a random model and prints its cost as one JSON object: what `benches/side_by_side.sh` compares.
+//!
+//! `bench_model JOB [--model A|B] [--batch N] [--length N] [--vocab N] [--row-tokens N] [--runs N] [--warm N]`
+//! where JOB is `sft`, `score`, `grpo`, `gen` or `decode1`; rows hold 2048 tokens unless said. One warm-up run comes
+//! first and is left out. Wall and processor seconds are of single runs; peak memory is that of the process, so a job
+//! per process.
+//!
+//! Invariant: the jobs are those of `benches/torch_side.py`: same shapes, same tokens counted, same optimizer.
+
+use std::io::Write;
+use std::time::Instant;
+
+use actloom_engine::op::OpError;
+use actloom_ops::infer::{Request, complete, prefill};
+use actloom_ops::model::{Config, Model};
+use actloom_ops::rng::Rng;
+use actloom_ops::train::batch::{Example, Row, pack};
+use actloom_ops::train::grpo::{self, Settings};
+use actloom_ops::train::optimizer::{AdamW, Optimizer};
+use serde_json::{Map, Value, json};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+unsafe extern "C" {
+    /// Part of mimalloc.
+    fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
+}
+
+/// What the command line asks for.
+struct Args {
+    job: String,
+    model: String,
+    batch: Option<usize>,
+    length: Option<usize>,
+    vocab: Option<usize>,
+    row_tokens: usize,
+    runs: usize,
+    warm: usize,
+}
+
+impl Args {
+    fn read() -> Result<Args, OpError> {
+        let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
+        let Some(job) = words.next() else {
+            return Err(OpError::failed("no job, expected `sft`, `score`, `grpo`, `gen` or `decode1`"));
+        };
+        let model = "A".to_owned();
+        let mut args = Args { job, model, batch: None, length: None, vocab: None, row_tokens: 2048, runs: 5, warm: 1 };
+        while let Some(flag) = words.next() {
+            let Some(value) = words.next() else { return Err(OpError::failed(format!("`{flag}` has no value"))) };
+            let number = || value.parse::<usize>().map_err(|_| OpError::failed(format!("`{value}` is not a number")));
+            match flag.as_str() {
+                "--model" => args.model = value,
+                "--batch" => args.batch = Some(number()?),
+                "--length" => args.length = Some(number()?),
+                "--vocab" => args.vocab = Some(number()?),
+                "--row-tokens" => args.row_tokens = number()?,
+                "--runs" => args.runs = number()?,
+                "--warm" => args.warm = number()?,
+                _ => return Err(OpError::failed(format!("unknown option `{flag}`"))),
+            }
+        }
+        Ok(args)
+    }
+
+    /// The two shapes that all figures of `docs/performance.md` are about.
+    fn config(&self) -> Result<Config, OpError> {
+        let (vocab, hidden, mlp, layers, heads, kv) = match self.model.as_str() {
+            "A" => (2048, 256, 768, 4, 4, 2),
+            "B" => (8192, 512, 1536, 8, 8, 4),
+            other => return Err(OpError::failed(format!("the model `{other}` is not known, expected `A` or `B`"))),
+        };
+        Config::from_json(&json!({
+            "model_type": "qwen3", "vocab_size": self.vocab.unwrap_or(vocab), "hidden_size": hidden,
+            "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv, "head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+            "max_position_embeddings": 32768, "tie_word_embeddings": true, "hidden_act": "silu",
+        }))
+    }
+}
+
+/// Processor seconds of this process so far: user and system, in ticks of 10 ms.
+fn processor() -> f64 {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return f64::NAN };
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return f64::NAN };
+    let ticks: f64 = fields.split(' ').skip(11).take(2).filter_map(|f| f.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+/// Largest resident size of this process, in MiB.
+fn peak() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().split(' ').next()?.parse::<f64>().ok()).map_or(f64::NAN, |kb| kb / 1024.0)
+}
+
+fn load() -> f64 {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().and_then(|l| l.parse().ok()).unwrap_or(f64::NAN)
+}
+
+fn random_ids(n: usize, vocab: usize, stream: u64) -> Vec<u32> {
+    let mut rng = Rng::new(17, stream);
+    (0..n).map(|_| rng.next_u32() % vocab as u32).collect()
+}
+
+/// A job: one run of it, and the tokens that a run counts.
+type Job = (usize, Box<dyn FnMut() -> Result<(), OpError>>);
+
+fn failed(e: candle_core::Error) -> OpError {
+    OpError::failed(e.to_string())
+}
+
+/// `batch` sequences of `length` tokens that all count in the loss.
+fn examples(batch: usize, length: usize, vocab: usize) -> Vec<Example> {
+    (0..batch as u64)
+        .map(|i| {
+            let mut e = Example::default();
+            e.push(&random_ids(length, vocab, i), true);
+            e
+        })
+        .collect()
+}
+
+fn sft(args: &Args) -> Result<Job, OpError> {
+    let (batch, length) = (args.batch.unwrap_or(8), args.length.unwrap_or(512));
+    let mut model = Model::random(args.config()?, 1)?;
+    let mut optimizer = Optimizer::new(AdamW { clip: 0.0, ..AdamW::default() });
+    let examples = examples(batch, length, model.config.vocab_size);
+    let row_tokens = args.row_tokens;
+    let run = move || {
+        let examples: Vec<&Example> = examples.iter().collect();
+        let coefficient = -1.0 / examples.iter().map(|e| e.targets()).sum::<usize>() as f32;
+        for row in pack(&examples, row_tokens) {
+            model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| coefficient).map_err(failed)?;
+        }
+        optimizer.step(&mut model, 1e-4).map(|_| ())
+    };
+    Ok((batch * length, Box::new(run)))
+}
+
+fn score(args: &Args) -> Result<Job, OpError> {
+    let (batch, length) = (args.batch.unwrap_or(8), args.length.unwrap_or(512));
+    let model = Model::random(args.config()?, 1)?;
+    let examples = examples(batch, length, model.config.vocab_size);
+    let row_tokens = args.row_tokens;
+    let run = move || {
+        for row in pack(&examples.iter().collect::<Vec<_>>(), row_tokens) {
+            model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
+        }
+        Ok(())
+    };
+    Ok((batch * length, Box::new(run)))
+}
+
+/// One update of a group of responses to one prompt. Tokens are counted as if each response carried its prompt.
+fn policy(args: &Args) -> Result<Job, OpError> {
+    let (group, prompt, response) = (args.batch.unwrap_or(8), args.length.unwrap_or(512), 64);
+    let mut model = Model::random(args.config()?, 1)?;
+    let mut optimizer = Optimizer::new(AdamW::default());
+    let vocab = model.config.vocab_size;
+    let mut row = Row::default();
+    let root = row.add(0, None, &random_ids(prompt, vocab, 0), |_| false);
+    for g in 0..group {
+        row.add(g, Some(root), &random_ids(response, vocab, 1 + g as u64), |_| true);
+    }
+    let settings = Settings { clip_low: 0.2, clip_high: 0.28, ..Settings::default() };
+    let mut rng = Rng::new(3, 0);
+    let scored = model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
+    let old: Vec<f32> = scored.iter().map(|s| s.logp + 0.01 * rng.normal() as f32).collect();
+    let advantages: Vec<f32> = (0..group).map(|_| rng.normal() as f32).collect();
+    let weight = 1.0 / (group * response) as f32;
+    let run = move || {
+        model
+            .train(&row.ids, &row.packing, &row.targets, 1.0, |i, stats| {
+                weight * grpo::token_gradient(stats.logp, old[i], None, advantages[i / response], &settings).0
+            })
+            .map_err(failed)?;
+        optimizer.step(&mut model, 1e-4).map(|_| ())
+    };
+    Ok((group * (prompt + response), Box::new(run)))
+}
+
+fn generate(args: &Args) -> Result<Job, OpError> {
+    let one = args.job == "decode1";
+    let batch = args.batch.unwrap_or(if one { 1 } else { 32 });
+    let length = args.length.unwrap_or(if one { 32 } else { 256 });
+    let model = Model::random(args.config()?, 1)?;
+    let vocab = model.config.vocab_size;
+    let run = move || {
+        let mut requests = Vec::new();
+        for i in 0..batch as u64 {
+            let (sequence, feed) = prefill(&model, &random_ids(length, vocab, i))?;
+            let temperature = if one { 0.0 } else { 1.0 };
+            requests.push(Request {
+                sequence,
+                feed,
+                temperature,
+                max_tokens: 128,
+                allowed: Vec::new(),
+                rng: Rng::new(9, i),
+            });
+        }
+        let done = complete(&model, &[], requests, &|| false)?;
+        let tokens: usize = done.iter().map(|c| c.ids.len()).sum();
+        if tokens == batch * 128 { Ok(()) } else { Err(OpError::failed(format!("{tokens} tokens were sampled"))) }
+    };
+    Ok((batch * 128, Box::new(run)))
+}
+
+fn summary(name: &str, values: &mut [f64], out: &mut Map<String, Value>) {
+    values.sort_by(f64::total_cmp);
+    out.insert(format!("{name}_best"), json!(values[0]));
+    out.insert(format!("{name}_median"), json!(values[values.len() / 2]));
+}
+
+fn main() -> Result<(), OpError> {
+    // as the program does: a step needs the pages of the one before it
+    const PURGE_DELAY: std::ffi::c_int = 15;
+    // SAFETY: a plain setter of the allocator that is linked in.
+    unsafe { mi_option_set(PURGE_DELAY, -1) };
+    let args = Args::read()?;
+    let (tokens, mut run) = match args.job.as_str() {
+        "sft" => sft(&args)?,
+        "score" => score(&args)?,
+        "grpo" => policy(&args)?,
+        "gen" | "decode1" => generate(&args)?,
+        other => return Err(OpError::failed(format!("the job `{other}` is not known"))),
+    };
+    for _ in 0..args.warm {
+        run()?;
+    }
+    let (mut walls, mut processors) = (Vec::new(), Vec::new());
+    for _ in 0..args.runs.max(1) {
+        let (cpu, wall) = (processor(), Instant::now());
+        run()?;
+        walls.push(wall.elapsed().as_secs_f64());
+        processors.push(processor() - cpu);
+    }
+    let total: f64 = processors.iter().sum();
+    let mut out = Map::new();
+    out.insert("side".into(), json!("actloom"));
+    out.insert("job".into(), json!(args.job));
+    out.insert("model".into(), json!(args.model));
+    out.insert("tokens".into(), json!(tokens));
+    out.insert("runs".into(), json!(walls.len()));
+    out.insert("threads".into(), json!(rayon::current_num_threads()));
+    out.insert("tokens_per_processor_second".into(), json!((tokens * walls.len()) as f64 / total));
+    summary("wall", &mut walls, &mut out);
+    summary("processor", &mut processors, &mut out);
+    out.insert("peak_mib".into(), json!(peak()));
+    out.insert("load".into(), json!(load()));
+    writeln!(std::io::stdout(), "{}", Value::Object(out)).map_err(|e| OpError::failed(e.to_string()))
+}
