@@ -316,7 +316,8 @@ fn a_gguf_file_and_the_folder_it_came_from_say_the_same_over_several_turns() {
     }
     let (a, b) = (own.cost(), quantized.cost());
     assert_eq!((b.answers, b.sampled), (2 * a.answers, 2 * a.sampled));
-    assert!(a.read > 0 && b.read == 2 * a.read);
+    // each reads a conversation once and what is new in it
+    assert!(a.read > 0 && b.read >= 2 * a.read, "{} and {}", a.read, b.read);
 }
 
 #[test]
