@@ -174,7 +174,7 @@ impl Linear {
 impl Project for Linear {
     fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor> {
         let weight = self.w.ready.get(self.versions(), || Weight::new(k, &self.merged(k)?))?;
-        let y = kernel::linear(x, &*weight)?;
+        let y = kernel::linear(x, &weight)?;
         match &self.b {
             Some(b) => kernel::add_bias(k, y, &b.value),
             None => Ok(y),

@@ -44,7 +44,7 @@ pub struct Alternatives;
 impl Op for Alternatives {
     type Params = Params;
     const NAME: &'static str = "alternatives";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "samples a policy's own actions at the states of expert episodes";
 
     fn ports(&self, _: &Params) -> Ports {

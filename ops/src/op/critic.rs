@@ -53,7 +53,7 @@ pub struct Critic;
 impl Op for Critic {
     type Params = Params;
     const NAME: &'static str = "critic";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
 
     fn ports(&self, _: &Params) -> Ports {

@@ -97,7 +97,7 @@ pub struct NewModel;
 impl Op for NewModel {
     type Params = Params;
     const NAME: &'static str = "model";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "makes a model with random weights and trains its tokenizer on the environment's text";
 
     fn ports(&self, _: &Params) -> Ports {

@@ -82,7 +82,7 @@ const GAMES: usize = 96;
 impl Op for Rollout {
     type Params = Params;
     const NAME: &'static str = "rollout";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "lets a policy play tasks and saves the episodes";
 
     fn ports(&self, _: &Params) -> Ports {
