@@ -309,7 +309,7 @@ fn every_named_objective_trains_with_and_without_a_correction() {
         for correction in [None, Some("sequence_mask")] {
             let mut params = json!({
                 "loss": loss, "epochs": 1, "batch": 24, "group": 6, "updates": 6, "max_tokens": 12, "limit": 24,
-                "learning_rate": 0.01, "schedule": "constant", "temperature": 2.0, "kl": 0.01,
+                "learning_rate": 0.01, "schedule": "constant", "kl": 0.01,
             });
             params["correction"] = json!(correction);
             let name = format!("{loss}-{}", correction.unwrap_or("plain"));
