@@ -1,8 +1,9 @@
 //! One update of policy optimisation: groups of responses as packed rows, their losses and gradients.
 //!
-//! 1. Groups become rows: the prompt once, the distinct responses of a group as its children. 2. What the objective needs
-//! beforehand is scored: the reference for KL, the policy itself where a ratio is a whole response's. 3. Each row goes
-//! forward and backward; the objective gives each token's coefficient.
+//! 1. Groups become rows: the prompt once, the distinct responses of a group as its children.
+//! 2. What the objective needs beforehand is scored: the reference for KL, the policy itself where a ratio is a whole
+//!    response's.
+//! 3. Each row goes forward and backward; the objective gives each token's coefficient.
 //!
 //! Invariants: equal responses of a group are one segment whose coefficients add up, which is exact; a number that is not
 //! finite stops the run, with the response it belongs to, before a weight changes.
