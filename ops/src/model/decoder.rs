@@ -218,21 +218,24 @@ impl Model {
         out
     }
 
-    /// Every tensor of the checkpoint, adapters merged, in checkpoint order.
+    /// A tensor of the checkpoint by its name, with its adapter merged; one at a time, for a merged weight is a copy.
     ///
     /// # Errors
     /// candle's.
-    pub fn weights(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut merged = BTreeMap::new();
-        for (name, linear) in self.linears() {
-            if linear.adapter.is_some() {
-                merged.insert(format!("{name}.weight"), linear.merged(self.kernels)?);
-            }
+    ///
+    /// # Panics
+    /// On a name that [`Config::shapes`] does not have: a bug in the caller.
+    pub fn weight(&self, name: &str) -> Result<Tensor> {
+        let adapted = self.linears().into_iter().find(|(layer, linear)| {
+            linear.adapter.is_some() && name.strip_suffix(".weight") == Some(layer.as_str())
+        });
+        if let Some((_, linear)) = adapted {
+            return linear.merged(self.kernels);
         }
-        let params = self.params().into_iter().map(|p| (p.name.clone(), p.value.clone()));
-        let mut params: BTreeMap<String, Tensor> = params.chain(merged).collect();
-        let names = self.config.shapes().into_iter();
-        Ok(names.filter_map(|(name, _)| params.remove_entry(&name)).collect())
+        match self.params().into_iter().find(|p| p.name == name) {
+            Some(param) => Ok(param.value.clone()),
+            None => panic!("BUG: the model has no tensor `{name}`"),
+        }
     }
 
     /// Every linear layer by its name in checkpoints, without `.weight`. A tied head is none.

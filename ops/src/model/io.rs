@@ -244,15 +244,11 @@ pub fn save(model: &Model, folder: &Utf8Path) -> Result<(), OpError> {
 pub fn save_as(model: &Model, folder: &Utf8Path, format: Format) -> Result<(), OpError> {
     fs_err::create_dir_all(folder)?;
     write_json(&folder.join("config.json"), &with_dtype(model.config.to_json(), format.dtype))?;
-    let weights = model.weights().map_err(failed)?;
-    let entry = |(name, value): &(String, Tensor)| Entry {
-        name: name.clone(),
-        dtype: format.dtype.stored(),
-        shape: value.dims().to_vec(),
-    };
-    let entries = weights.iter().map(entry).collect();
-    let weights: BTreeMap<String, Tensor> = weights.into_iter().collect();
-    write_shards(folder, entries, format.shard_bytes, |entry| encode(&entry.name, &weights[&entry.name], format.dtype))
+    let entry = |(name, shape)| Entry { name, dtype: format.dtype.stored(), shape };
+    let entries = model.config.shapes().into_iter().map(entry).collect();
+    write_shards(folder, entries, format.shard_bytes, |entry| {
+        encode(&entry.name, &model.weight(&entry.name).map_err(failed)?, format.dtype)
+    })
 }
 
 /// Copies tokenizer, template and generation settings from one model folder to another.

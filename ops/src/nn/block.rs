@@ -221,12 +221,12 @@ impl Block {
             Some((_, down)) => self.mlp_norm.backward(kn, dy, down, &s.norm_roots.1)?,
             None => dy.clone(),
         };
-        let da = m.down.backward(kn, &ddown, &kernel::swiglu(kn, &s.gate, &s.up)?)?;
+        let da = m.down.backward_once(kn, &ddown, &kernel::swiglu(kn, &s.gate, &s.up)?)?;
         let (dgate, dup) = kernel::swiglu_backward(kn, &da, &s.gate, &s.up)?;
         drop((da, ddown));
         let h = if after { s.mid.clone() } else { self.mlp_norm.again(kn, &s.mid)? };
-        let mut dh = m.gate.backward(kn, &dgate, &h)?;
-        kernel::add_into(kn, &mut dh, &m.up.backward(kn, &dup, &h)?)?;
+        let mut dh = m.gate.backward_once(kn, &dgate, &h)?;
+        kernel::add_into(kn, &mut dh, &m.up.backward_once(kn, &dup, &h)?)?;
         drop((dgate, dup, h));
         let mut dmid = if after { dh } else { self.mlp_norm.backward(kn, &dh, &s.mid, &s.norm_roots.1)? };
         kernel::add_into(kn, &mut dmid, dy)?;
@@ -236,15 +236,15 @@ impl Block {
             None => dmid.clone(),
         };
         let a = &mut self.attention;
-        let dattended = a.o.backward(kn, &do_, &s.attended)?;
+        let dattended = a.o.backward_once(kn, &do_, &s.attended)?;
         let ((q, _), (k, _)) = (a.place_q(r, r.positions, &s.q)?, a.place_k(r, &s.k)?);
         let (dq, dk, dv) = kernel::attention_backward(kn, &dattended, &q, &k, &s.v, &s.stats, packing, a.heads)?;
         drop((q, k, dattended, do_));
         let (dq, dk) = a.place_backward(r, dq, dk, &s)?;
         let h = if after { s.x.clone() } else { self.attention_norm.again(kn, &s.x)? };
-        let mut dh = a.q.backward(kn, &dq, &h)?;
-        kernel::add_into(kn, &mut dh, &a.k.backward(kn, &dk, &h)?)?;
-        kernel::add_into(kn, &mut dh, &a.v.backward(kn, &dv, &h)?)?;
+        let mut dh = a.q.backward_once(kn, &dq, &h)?;
+        kernel::add_into(kn, &mut dh, &a.k.backward_once(kn, &dk, &h)?)?;
+        kernel::add_into(kn, &mut dh, &a.v.backward_once(kn, &dv, &h)?)?;
         let mut dx = if after { dh } else { self.attention_norm.backward(kn, &dh, &s.x, &s.norm_roots.0)? };
         kernel::add_into(kn, &mut dx, &dmid)?;
         Ok(dx)

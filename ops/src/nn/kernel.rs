@@ -127,6 +127,19 @@ impl Weight {
     }
 }
 
+impl Weight {
+    /// The weight prepared for `dy W`: what [`linear`] makes of it is the gradient of a layer's input.
+    pub fn backward(kernels: Kernels, w: &Tensor) -> Result<Weight> {
+        match kernels {
+            Kernels::Cpu => {
+                let (out, input) = w.dims2()?;
+                Ok(Weight::Cpu(Packed::rows(&view(w)?, out, input)))
+            }
+            Kernels::Plain => Ok(Weight::Plain(w.clone())),
+        }
+    }
+}
+
 /// x (n, in) times W^T -> (n, out)
 pub fn linear(x: &Tensor, w: &Weight) -> Result<Tensor> {
     match w {

@@ -70,8 +70,10 @@ impl Param {
 pub trait Project {
     /// x (n, in) -> (n, out)
     fn forward(&self, k: Kernels, x: &Tensor) -> Result<Tensor>;
+    /// What [`Project::backward`] multiplies dy with: prepared once where there are many dy.
+    fn prepare(&self, k: Kernels) -> Result<Weight>;
     /// dx, given dy and the forward's input.
-    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor>;
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor, weight: &Weight) -> Result<Tensor>;
 }
 
 /// The matrix itself, y = x W^T: a tied embedding as head.
@@ -80,8 +82,12 @@ impl Project for Param {
         kernel::linear(x, &*self.ready.get([self.version, 0, 0], || Weight::new(k, &self.value))?)
     }
 
-    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let dx = kernel::linear_dx(k, dy, &self.value)?;
+    fn prepare(&self, k: Kernels) -> Result<Weight> {
+        Weight::backward(k, &self.value)
+    }
+
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor, weight: &Weight) -> Result<Tensor> {
+        let dx = kernel::linear(dy, weight)?;
         if let Some(dw) = self.grad_mut()? {
             kernel::linear_dw(k, dy, x, dw)?;
         }
@@ -127,6 +133,12 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// As [`Project::backward`], for one dy.
+    pub fn backward_once(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let weight = self.prepare(k)?;
+        self.backward(k, dy, x, &weight)
+    }
+
     pub fn new(w: Param, b: Option<Param>) -> Self {
         Linear { w, b, adapter: None }
     }
@@ -181,11 +193,18 @@ impl Project for Linear {
         }
     }
 
-    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    fn prepare(&self, k: Kernels) -> Result<Weight> {
+        // through W' at once, or where entries are dropped through W and the low road each
+        match self.adapter.as_ref().and_then(|l| l.dropout) {
+            Some(_) => Weight::backward(k, &self.w.value),
+            None => Weight::backward(k, &self.merged(k)?),
+        }
+    }
+
+    fn backward(&mut self, k: Kernels, dy: &Tensor, x: &Tensor, weight: &Weight) -> Result<Tensor> {
         let dropout = self.adapter.as_ref().and_then(|l| l.dropout);
-        // 1. dx: through W' at once, or through W and the low road each
-        let weight = if dropout.is_some() { self.w.value.clone() } else { self.merged(k)? };
-        let mut dx = kernel::linear_dx(k, dy, &weight)?;
+        // 1. dx
+        let mut dx = kernel::linear(dy, weight)?;
         // 2. the adapter: with low = x A^T and dlow = scale dy B, dB = scale dy^T low and dA = dlow^T x
         if let Some(l) = &mut self.adapter {
             let input = match dropout {
@@ -293,6 +312,7 @@ pub fn score_backward(
 ) -> Result<(Vec<TokenStats>, Tensor)> {
     let mut all = Vec::with_capacity(targets.len());
     let mut dx = Vec::new();
+    let weight = head.prepare(k)?;
     for start in (0..targets.len()).step_by(HEAD_ROWS) {
         let n = HEAD_ROWS.min(targets.len() - start);
         let rows = x.narrow(0, start, n)?.contiguous()?;
@@ -306,7 +326,7 @@ pub fn score_backward(
             all.push(s);
         }
         let dz = kernel::row_backward(z, targets, temperature, &stats, &coefficients)?;
-        dx.push(head.backward(k, &dz, &rows)?);
+        dx.push(head.backward(k, &dz, &rows, &weight)?);
     }
     let dx = if dx.is_empty() { Tensor::zeros((0, x.dim(1)?), x.dtype(), x.device())? } else { Tensor::cat(&dx, 0)? };
     Ok((all, dx))
