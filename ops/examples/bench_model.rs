@@ -11,12 +11,13 @@ use std::io::Write;
 use std::time::Instant;
 
 use actloom_engine::op::OpError;
-use actloom_ops::infer::{Request, complete, prefill};
+use actloom_ops::infer::{Request, Sampling, Tokens, complete};
 use actloom_ops::model::{Config, Model};
 use actloom_ops::rng::Rng;
 use actloom_ops::train::batch::{Example, Row, pack};
-use actloom_ops::train::grpo::{self, Settings};
+use actloom_ops::train::objective::Objective;
 use actloom_ops::train::optimizer::{AdamW, Optimizer};
+use actloom_ops::train::update::{self, Group, Sample, Settings};
 use serde_json::{Map, Value, json};
 
 #[global_allocator]
@@ -160,26 +161,46 @@ fn policy(args: &Args) -> Result<Job, OpError> {
     let mut model = Model::random(args.config()?, 1)?;
     let mut optimizer = Optimizer::new(AdamW::default());
     let vocab = model.config.vocab_size;
-    let mut row = Row::default();
-    let root = row.add(0, None, &random_ids(prompt, vocab, 0), |_| false);
-    for g in 0..group {
-        row.add(g, Some(root), &random_ids(response, vocab, 1 + g as u64), |_| true);
-    }
-    let settings = Settings { clip_low: 0.2, clip_high: 0.28, ..Settings::default() };
+    let asked = random_ids(prompt, vocab, 0);
     let mut rng = Rng::new(3, 0);
+    let mut samples = Vec::new();
+    let mut row = Row::default();
+    let root = row.add(0, None, &asked, |_| false);
+    for g in 0..group {
+        let ids = random_ids(response, vocab, 1 + g as u64);
+        row.add(g, Some(root), &ids, |_| true);
+        samples.push(Sample { ids, advantage: rng.normal(), ..Sample::default() });
+    }
+    // log-probabilities of a policy that is a little older
     let scored = model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
-    let old: Vec<f32> = scored.iter().map(|s| s.logp + 0.01 * rng.normal() as f32).collect();
-    let advantages: Vec<f32> = (0..group).map(|_| rng.normal() as f32).collect();
-    let weight = 1.0 / (group * response) as f32;
+    for (sample, scored) in samples.iter_mut().zip(scored.chunks(response)) {
+        sample.sampling = scored.iter().map(|s| s.logp + 0.01 * rng.normal() as f32).collect();
+    }
+    let settings = Settings {
+        objective: Objective { clip_high: 0.28, ..Objective::default() },
+        temperature: 1.0,
+        longest: response,
+        row_tokens: args.row_tokens,
+    };
     let run = move || {
-        model
-            .train(&row.ids, &row.packing, &row.targets, 1.0, |i, stats| {
-                weight * grpo::token_gradient(stats.logp, old[i], None, advantages[i / response], &settings).0
-            })
-            .map_err(failed)?;
+        let groups = [Group { question: 0, prompt: &asked, samples: samples.clone() }];
+        update::accumulate(&mut model, None, &groups, &settings)?;
         optimizer.step(&mut model, 1e-4).map(|_| ())
     };
     Ok((group * (prompt + response), Box::new(run)))
+}
+
+/// Nothing ends an answer, and no text is wanted.
+struct Endless;
+
+impl Tokens for Endless {
+    fn eos(&self) -> &[u32] {
+        &[]
+    }
+
+    fn decode(&self, _: &[u32]) -> Result<String, OpError> {
+        Ok(String::new())
+    }
 }
 
 fn generate(args: &Args) -> Result<Job, OpError> {
@@ -189,20 +210,9 @@ fn generate(args: &Args) -> Result<Job, OpError> {
     let model = Model::random(args.config()?, 1)?;
     let vocab = model.config.vocab_size;
     let run = move || {
-        let mut requests = Vec::new();
-        for i in 0..batch as u64 {
-            let (sequence, feed) = prefill(&model, &random_ids(length, vocab, i))?;
-            let temperature = if one { 0.0 } else { 1.0 };
-            requests.push(Request {
-                sequence,
-                feed,
-                temperature,
-                max_tokens: 128,
-                allowed: Vec::new(),
-                rng: Rng::new(9, i),
-            });
-        }
-        let done = complete(&model, &[], requests, &|| false)?;
+        let sampling = Sampling::plain(if one { 0.0 } else { 1.0 }, 128);
+        let request = |i| Request::new(random_ids(length, vocab, i), sampling.clone(), Rng::new(9, i));
+        let done = complete(&model, &Endless, (0..batch as u64).map(request).collect(), &|| false)?;
         let tokens: usize = done.iter().map(|c| c.ids.len()).sum();
         if tokens == batch * 128 { Ok(()) } else { Err(OpError::failed(format!("{tokens} tokens were sampled"))) }
     };
