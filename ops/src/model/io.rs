@@ -114,7 +114,11 @@ pub fn read_config(folder: &Utf8Path) -> Result<Value, OpError> {
 /// Names what is missing or not supported.
 pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
     crate::policy::refuse_training(folder)?;
-    Model::new(Config::from_json(&read_config(folder)?)?, load_tensors(folder)?, device)
+    let config = Config::from_json(&read_config(folder)?)?;
+    // one tensor after the other becomes float32: never all of them in both types
+    let wide = |(name, stored): (String, Stored)| Ok((name, stored.read()?.to_dtype(DType::F32).map_err(failed)?));
+    let tensors = list_tensors(folder)?.into_iter().map(wide).collect::<Result<_, OpError>>()?;
+    Model::new(config, tensors, device)
 }
 
 /// A tensor's values in the type asked for, as bytes, rounded to the nearest (ties to even).

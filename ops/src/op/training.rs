@@ -69,7 +69,7 @@ fn checkpoint_every<D: Defaults>() -> u64 {
     D::CHECKPOINT
 }
 fn row_tokens() -> usize {
-    4096
+    2048
 }
 
 impl<D> Training<D> {
