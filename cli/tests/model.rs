@@ -218,6 +218,11 @@ fn token_files_that_cannot_be_used_are_refused_with_list_and_position() {
     assert_eq!(place.go(&[&args[..], &["--greedy", "12"]].concat()).status.code(), Some(0));
     assert_eq!(place.go(&[&args[..], &["--greedy", "0"]].concat()).status.code(), Some(2));
     assert_eq!(place.go(&["model", "logits", "nowhere", "--tokens", "t.json", "--out", "o"]).status.code(), Some(4));
+    // the result takes the place of no folder and not of its own input
+    let to = |out: &str| place.shown(&["model", "logits", "models/model-untied", "--tokens", "t.json", "--out", out]);
+    assert!(to("models").contains("`models` is there and is no file"), "{}", to("models"));
+    assert!(to("./t.json").contains("is the file of tokens"), "{}", to("./t.json"));
+    assert!(!place.path("models.part").exists() && !place.path("t.json.part").exists());
 }
 
 #[test]

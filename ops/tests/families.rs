@@ -291,3 +291,41 @@ fn sampling_over_a_cache_has_the_bits_of_the_packed_row_in_every_family() {
         }
     }
 }
+
+#[test]
+fn what_would_change_the_result_unnoticed_is_refused_by_name() {
+    let config = |more: serde_json::Value| {
+        let bytes = std::fs::read(fixtures().join("model-qwen2/config.json")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        model::Config::from_json(&json).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(config(serde_json::json!({ "use_mrope": false, "unsloth_version": "1" })), Ok(()));
+    let error = config(serde_json::json!({ "use_mrope": true, "softcap": 3.0 })).unwrap_err();
+    assert!(error.contains("`use_mrope` = `true`, `softcap` = `3.0`"), "{error}");
+    let error =
+        config(serde_json::json!({ "rope_parameters": { "rope_type": "dynamic", "factor": 4.0 } })).unwrap_err();
+    assert!(error.contains("rope_type"), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let dir = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    // an adapter that begins by changing the base
+    let from = std::fs::read_to_string(fixtures().join("lora/adapter_config.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&from).unwrap();
+    json["init_lora_weights"] = "pissa".into();
+    std::fs::write(dir.join("adapter_config.json"), json.to_string()).unwrap();
+    std::fs::copy(fixtures().join("lora/adapter_model.safetensors"), dir.join("adapter_model.safetensors")).unwrap();
+    let error = lora::load_adapter(&mut load("model"), &dir).unwrap_err().to_string();
+    assert!(error.contains("`init_lora_weights`") && error.contains("pissa"), "{error}");
+
+    // a tied model whose file has another head
+    let tensors = |head: f64| {
+        let mut tensors = model::load_tensors(&fixtures().join("model")).unwrap();
+        let table = tensors["model.embed_tokens.weight"].clone();
+        tensors.insert("lm_head.weight".into(), (table + head).unwrap());
+        Model::new(load("model").config, tensors, &Device::Cpu).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(tensors(0.0), Ok(()));
+    let error = tensors(1.0).unwrap_err();
+    assert!(error.contains("`lm_head.weight` differs"), "{error}");
+}

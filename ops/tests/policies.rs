@@ -316,8 +316,8 @@ fn a_gguf_file_and_the_folder_it_came_from_say_the_same_over_several_turns() {
     }
     let (a, b) = (own.cost(), quantized.cost());
     assert_eq!((b.answers, b.sampled), (2 * a.answers, 2 * a.sampled));
-    // each reads a conversation once and what is new in it
-    assert!(a.read > 0 && b.read >= 2 * a.read, "{} and {}", a.read, b.read);
+    // of an answer that is not kept, the own model keeps nothing: what it read is read again
+    assert!(b.read % 2 == 0 && a.read > b.read / 2 && a.read <= b.read, "{} and {}", a.read, b.read);
 }
 
 #[test]
@@ -514,7 +514,7 @@ fn quantized_weights_and_servers_are_not_trained_and_the_error_says_why() {
     for path in [&file, &at] {
         let Err(error) = model::load(path, &Device::Cpu) else { panic!("it was loaded for training") };
         let said = format!("{error:?}");
-        assert!(said.contains("can be sampled but not trained") && said.contains("LoRA"), "{said}");
+        assert!(said.contains("not be trained") && said.contains("LoRA"), "{said}");
     }
     let server = at.join("policy.json");
     std::fs::write(&server, r#"{"v":1,"endpoint":{"url":"http://localhost:1/v1"}}"#).unwrap();
@@ -536,7 +536,7 @@ fn who_acts_is_told_by_what_is_at_the_path() {
     assert_eq!(make_of(&one).unwrap(), Make::Gguf(one));
     let named = touch("server/policy.json", "{}");
     assert_eq!(make_of(&at.join("server")).unwrap(), Make::Endpoint(named));
-    let nameless = touch("store/0123", "{\"v\":1}");
+    let nameless = touch("store/0123", r#"{"v":1,"endpoint":{"url":"http://localhost:1/v1"}}"#);
     assert_eq!(make_of(&nameless).unwrap(), Make::Endpoint(nameless.clone()));
     touch("two/a.gguf", "GGUF");
     touch("two/b.GGUF", "GGUF");

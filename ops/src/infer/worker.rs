@@ -132,6 +132,9 @@ fn step(
             (Job::Request(index, _), Some(request)) => {
                 let Some(row) = rows.next() else { panic!("BUG: a request got no logits") };
                 let id = a.answer.say(row, request, &mut buffers.draw, &mut buffers.open);
+                if a.answer.full_logps.last().is_some_and(|logp| logp.is_nan()) {
+                    return Err(OpError::failed("the model's logits are not numbers; its weights may be damaged"));
+                }
                 match a.answer.end(id, request, tokens, context)? {
                     Some((finish, text)) => {
                         let Answer { ids, logps, full_logps, .. } = a.answer;

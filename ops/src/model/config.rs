@@ -52,7 +52,31 @@ const INERT: &[&str] = &[
     "pretraining_tp",
     "attention_dropout",
     "max_window_layers",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "unsloth_version",
+    "unsloth_fixed",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "is_llama_config",
+    "auto_map",
+    "use_bfloat16",
+    "torchscript",
+    "is_decoder",
+    "is_encoder_decoder",
+    "task_specific_params",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "tokenizer_class",
+    "prefix",
+    "chunk_size_feed_forward",
 ];
+
+/// Fields that are inert at one value; any other is refused.
+const INERT_AT: &[(&str, bool)] = &[("use_mrope", false), ("rope_interleaved", false), ("add_cross_attention", false)];
 
 /// Fields that this file or a family reads and writes itself.
 const OWN: &[&str] = &[
@@ -158,8 +182,12 @@ impl Config {
         let Some(object) = json.as_object() else { return Err(OpError::failed("the model's config is not an object")) };
         let f = Fields(object);
         let family = Family::by_name(f.get("model_type"))?;
-        if let Some((field, value)) = Self::unsupported(object).first() {
-            return Err(OpError::failed(format!("`{field}` = `{value}` in the model's config is not supported")));
+        let unsupported: Vec<String> =
+            Self::unsupported(object).into_iter().map(|(field, value)| format!("`{field}` = `{value}`")).collect();
+        if !unsupported.is_empty() {
+            let are = if unsupported.len() == 1 { "is" } else { "are" };
+            let list = unsupported.join(", ");
+            return Err(OpError::failed(format!("{list} in the model's config {are} not supported")));
         }
         f.only("hidden_act", &[json!("silu")])?;
         f.only("attention_dropout", &[json!(0), json!(0.0)])?;
@@ -207,7 +235,8 @@ impl Config {
     /// Fields of a `config.json` that are neither known nor null, with their values.
     pub fn unsupported(object: &Map<String, Value>) -> Vec<(&String, &Value)> {
         let known = |k: &str| OWN.contains(&k) || INERT.contains(&k);
-        object.iter().filter(|(k, v)| !known(k) && !v.is_null()).collect()
+        let inert = |k: &str, v: &Value| INERT_AT.iter().any(|(field, at)| *field == k && v == at);
+        object.iter().filter(|(k, v)| !known(k) && !inert(k, v) && !v.is_null()).collect()
     }
 
     /// Whether the sizes fit together.

@@ -95,6 +95,15 @@ pub struct Model {
     pages: Arc<Pool>,
 }
 
+/// Whether two matrices have the same numbers.
+fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
+    if a.dims() != b.dims() {
+        return Ok(false);
+    }
+    let a = a.to_dtype(DType::F32)?.to_device(b.device())?;
+    Ok(a.ne(b)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? == 0.0)
+}
+
 impl Model {
     /// Random weights: normal with standard deviation 0.02 (divided by sqrt(2 layers) where a block writes to the
     /// residual stream, as GPT-2 does), norms one, biases zero.
@@ -140,8 +149,16 @@ impl Model {
             let value = tensor.to_dtype(DType::F32).and_then(|t| t.to_device(device)).map_err(failed)?;
             params.insert(name.clone(), Param::new(name, value));
         }
-        if config.tied {
-            tensors.remove("lm_head.weight"); // some writers store the tied matrix twice
+        // some writers store a tied matrix twice
+        if config.tied
+            && let Some(head) = tensors.remove("lm_head.weight")
+            && let Some(embedding) = params.get("model.embed_tokens.weight")
+            && !same(&head, &embedding.value).map_err(failed)?
+        {
+            return Err(OpError::failed(
+                "`tie_word_embeddings` is `true` in the model's config, but `lm_head.weight` differs from \
+                 `model.embed_tokens.weight`",
+            ));
         }
         // frequencies are made from the config; old checkpoints also store them
         tensors.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
@@ -226,9 +243,10 @@ impl Model {
     /// # Panics
     /// On a name that [`Config::shapes`] does not have: a bug in the caller.
     pub fn weight(&self, name: &str) -> Result<Tensor> {
-        let adapted = self.linears().into_iter().find(|(layer, linear)| {
-            linear.adapter.is_some() && name.strip_suffix(".weight") == Some(layer.as_str())
-        });
+        let adapted = self
+            .linears()
+            .into_iter()
+            .find(|(layer, linear)| linear.adapter.is_some() && name.strip_suffix(".weight") == Some(layer.as_str()));
         if let Some((_, linear)) = adapted {
             return linear.merged(self.kernels);
         }

@@ -257,6 +257,10 @@ impl Settings {
                 return Err(refuse(field, "`false`"));
             }
         }
+        // these start by changing the base weights, which PEFT does again at every load
+        if !matches!(config["init_lora_weights"].as_str(), None | Some("gaussian" | "orthogonal" | "eva")) {
+            return Err(refuse("init_lora_weights", "`true`, or a way to begin that leaves the base weights alone"));
+        }
         if !matches!(config["bias"].as_str(), None | Some("none")) {
             return Err(refuse("bias", "`none`"));
         }

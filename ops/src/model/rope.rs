@@ -201,6 +201,9 @@ fn one(p: &Map<String, Value>, field: &str, base: Option<f64>, positions: usize)
         }
         _ => &[],
     };
+    if !matches!(kind.as_str(), None | Some("default" | "linear" | "llama3" | "yarn")) {
+        return Err(refuse(&format!("{field}.rope_type"), kind, "`default`, `linear`, `llama3` or `yarn`"));
+    }
     for (name, value) in p {
         let shared = ["rope_theta", "rope_type", "type"].contains(&name.as_str());
         let whole_head = name == "partial_rotary_factor" && value.as_f64() == Some(1.0);

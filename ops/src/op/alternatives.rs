@@ -6,9 +6,9 @@ use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, kept, past};
+use super::common::{self, Filters, kept, past};
 use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples, Turn};
-use crate::policy::{Ask, Policy, Sampling, open_at};
+use crate::policy::{Ask, Policy, open_at};
 use crate::rng::Rng;
 
 /// Parameters of `alternatives`.
@@ -22,6 +22,8 @@ pub struct Params {
     #[serde(default = "temperature")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
+    #[serde(default)]
+    pub filters: Filters,
     /// Longest action, in tokens; a longer one is cut off and counts as not ended.
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 100000))]
@@ -116,7 +118,7 @@ fn sample(
     lines: &mut Vec<Samples>,
     counts: &mut Counts,
 ) -> Result<(), OpError> {
-    let sampling = Sampling::plain(p.temperature, p.max_tokens);
+    let sampling = p.filters.sampling(p.temperature, p.max_tokens);
     let states: Vec<usize> = (0..episode.turns.len()).collect();
     for some in states.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(some.len() * p.per_state);

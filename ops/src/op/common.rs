@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{Episode, Past};
 use crate::model::{self, Model, open_device};
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, Sampling};
 use crate::text::{Dialogue, Text};
 
 /// Environments by name.
@@ -17,6 +17,37 @@ pub enum EnvName {
     /// ALFWorld's text world of rooms, receptacles and objects.
     #[default]
     Household,
+}
+
+/// What is cut off the distribution before a token is drawn, in this order, and texts that end an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Filters {
+    /// Only the k likeliest tokens, and those as likely as the k-th; 0: all.
+    #[schemars(range(min = 0, max = 10000000))]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability; 1: all.
+    #[schemars(range(min = 0.000001, max = 1.0))]
+    pub top_p: f64,
+    /// Only tokens at least this share as likely as the likeliest; 0: all.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_p: f64,
+    /// Texts that end an answer; the answer ends before them.
+    pub stop: Vec<String>,
+}
+
+impl Default for Filters {
+    fn default() -> Self {
+        Filters { top_k: 0, top_p: 1.0, min_p: 0.0, stop: Vec::new() }
+    }
+}
+
+impl Filters {
+    /// Settings of the sampler.
+    pub fn sampling(&self, temperature: f64, max_tokens: usize) -> Sampling {
+        let Filters { top_k, top_p, min_p, stop } = self.clone();
+        Sampling { temperature, top_k, top_p, min_p, max_tokens, stop, stop_ids: Vec::new() }
+    }
 }
 
 /// Loads a model that will be trained, and its text side, onto the step's device, which is noted in the provenance.

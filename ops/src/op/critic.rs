@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::act::{judge, question};
-use super::common;
+use super::common::{self, Filters};
 use crate::artifact::{self, Pair};
 use crate::eval::scores::Scores;
-use crate::policy::{Ask, Policy, Sampling, open_at};
+use crate::policy::{Ask, Policy, open_at};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
 
@@ -37,6 +37,8 @@ pub struct Params {
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
+    #[serde(default)]
+    pub filters: Filters,
     /// Longest answer, in tokens.
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 100000))]
@@ -138,7 +140,7 @@ fn ask(
     first: usize,
     seed: u64,
 ) -> Result<Vec<Outcome>, OpError> {
-    let sampling = Sampling::plain(p.temperature, p.max_tokens);
+    let sampling = p.filters.sampling(p.temperature, p.max_tokens);
     let mut outcomes = Vec::with_capacity(pairs.len());
     for pairs in pairs.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(pairs.len());

@@ -6,10 +6,10 @@ use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName, kept};
+use super::common::{self, EnvName, Filters, kept};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{Env, Observation, household};
-use crate::policy::{Ask, Finish, Policy, Sampling, Session};
+use crate::policy::{Ask, Finish, Policy, Session};
 use crate::rng::Rng;
 
 /// How actions are decoded.
@@ -45,6 +45,8 @@ pub struct Params {
     #[serde(default = "temperature")]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: f64,
+    #[serde(default)]
+    pub filters: Filters,
     #[serde(default)]
     pub decoding: Decode,
     /// Longest action, in tokens.
@@ -141,7 +143,7 @@ fn play(
     first: usize,
     seed: u64,
 ) -> Result<Vec<Episode>, OpError> {
-    let sampling = Sampling::plain(p.temperature, p.max_tokens);
+    let sampling = p.filters.sampling(p.temperature, p.max_tokens);
     // 1. start the games
     let mut games = Vec::with_capacity(tasks.len());
     for task in tasks {

@@ -164,11 +164,18 @@ fn holds_conversations(path: &Utf8Path) -> Result<bool, OpError> {
         return Err(OpError::failed(format!("`{path}` is a folder, expected a file of JSON lines")));
     }
     for line in BufReader::new(fs_err::File::open(path)?).lines() {
-        let line = line?;
+        let line = line.map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
         if !line.trim().is_empty() {
             let value: serde_json::Value = serde_json::from_str(&line)
                 .map_err(|e| OpError::failed(format!("cannot read the first line of `{path}` as JSON: {e}")))?;
-            return Ok(!value["messages"].is_null());
+            return match (value["messages"].is_null(), value["v"].is_null()) {
+                (false, _) => Ok(true),
+                (true, false) => Ok(false),
+                (true, true) => Err(OpError::with_help(
+                    format!("the first line of `{path}` is neither a conversation nor an episode"),
+                    r#"expected lines like {"messages": [{"role": "user", "content": ".."}, ..]}"#,
+                )),
+            };
         }
     }
     Ok(false)

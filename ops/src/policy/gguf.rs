@@ -126,7 +126,13 @@ impl Header<'_> {
             }
         };
         let key = |name: &str| format!("{architecture}.{name}");
-        for (name, plain) in [("expert_count", 0.0), ("attention.sliding_window", 0.0)] {
+        let plain = [
+            ("expert_count", 0.0),
+            ("attention.sliding_window", 0.0),
+            ("rope.scaling.factor", 1.0),
+            ("rope.scale_linear", 1.0),
+        ];
+        for (name, plain) in plain {
             if let Some(n) = self.number(&key(name))?
                 && n != plain
             {

@@ -192,7 +192,9 @@ pub fn make_of(path: &Utf8Path) -> Result<Make, OpError> {
             return Ok(Make::Gguf(path.to_owned()));
         }
         // what a step made has no name of its own in the store
-        if magic.starts_with(b"{") {
+        let says_so =
+            || serde_json::from_slice::<serde_json::Value>(&fs_err::read(path).ok()?).ok()?.get("endpoint").cloned();
+        if magic.starts_with(b"{") && found.len() < 1 << 20 && says_so().is_some() {
             return Ok(Make::Endpoint(path.to_owned()));
         }
         return Err(OpError::failed(format!(
@@ -247,8 +249,8 @@ pub fn refuse_training(path: &Utf8Path) -> Result<(), OpError> {
     match make_of(path) {
         Ok(Make::Gguf(file)) => Err(OpError::with_help(
             format!(
-                "`{file}` holds quantized weights, which can be sampled but not trained: a gradient step is smaller than \
-                 the distance between two quantized values"
+                "`{file}` is a GGUF file: it can act in `rollout`, `alternatives` and `critic`, but not be trained, for a \
+                 gradient step is smaller than the distance between two quantized values"
             ),
             help,
         )),

@@ -236,6 +236,9 @@ pub(super) fn step(
     let mut pieces = Vec::with_capacity(voices.len());
     for (voice, z) in voices.iter_mut().zip(logits) {
         let Drawn { id, logp, .. } = draw(&z, sampling, None, &mut voice.rng, &mut voice.scratch);
+        if logp.is_nan() {
+            return Err(OpError::failed("the model's logits are not numbers; its weights may be damaged"));
+        }
         voice.ids.push(id);
         voice.logps.push(logp);
         voice.feed = vec![id];

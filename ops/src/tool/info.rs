@@ -191,6 +191,14 @@ fn model(folder: &Utf8Path) -> Result<ModelInfo, OpError> {
 fn refusals(config: &Value) -> Vec<Refusal> {
     let mut config = config.clone();
     let mut found = Vec::new();
+    if let Some(fields) = config.as_object_mut() {
+        let unknown = Config::unsupported(fields).into_iter().map(|(name, value)| (name.clone(), value.clone()));
+        for (name, value) in unknown.collect::<Vec<_>>() {
+            let reason = format!("`{name}` = `{value}` in the model's config is not supported");
+            fields.remove(&name);
+            found.push(Refusal { field: Some(name), reason });
+        }
+    }
     while let Err(error) = Config::from_json(&config) {
         let reason = error.to_string();
         let names: Vec<String> = config.as_object().map(|fields| fields.keys().cloned().collect()).unwrap_or_default();

@@ -52,6 +52,7 @@ pub struct Report {
 /// Names the list and the position of an id that the model does not have; the model's and the file system's.
 pub fn logits(job: &Job<'_>) -> Result<Report, OpError> {
     let lists = read_lists(job.tokens)?;
+    check_out(job)?;
     let (model, device) = load(&job.source)?;
     check(&lists, &model, job.greedy)?;
 
@@ -142,6 +143,22 @@ fn write_row(first: usize, lists: &[Vec<u32>], model: &Model, writer: &mut Tenso
             Ok(())
         })
         .map_err(|Failed(error)| error)
+}
+
+/// Refuses to put the result in the place of anything but a file of its own.
+fn check_out(job: &Job<'_>) -> Result<(), OpError> {
+    let Ok(found) = std::fs::metadata(job.out) else { return Ok(()) };
+    if !found.is_file() {
+        return Err(OpError::failed(format!("`{}` is there and is no file, expected a file's name", job.out)));
+    }
+    let same = |a: &Utf8Path, b: &Utf8Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(job.out, job.tokens) {
+        return Err(OpError::failed(format!(
+            "`{}` is the file of tokens, expected another name for the result",
+            job.out
+        )));
+    }
+    Ok(())
 }
 
 /// The `n` likeliest next tokens of every list, end ids ignored; of equal logits the lowest id.
