@@ -23,7 +23,7 @@ use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::Identity;
-use super::local::{Done, Job, Local, Weights};
+use super::local::{Done, Job, Local, Weights, held_to};
 use super::quantized::{Quantized, Sequence};
 use crate::infer::sampling::{Scratch, draw};
 use crate::infer::{Choice, Watch};
@@ -416,13 +416,7 @@ impl Weights for Quantized {
         let mut scratch = Scratch::default();
         for Job { mut sequence, mut feed, allowed, sampling, mut rng } in jobs {
             sampling.check()?;
-            let choice = match (allowed.is_empty(), text.eos.first()) {
-                (false, Some(end)) => Some(Choice::new(allowed, *end)?),
-                (false, None) => {
-                    return Err(OpError::failed("the file names no end token, which a list of answers needs"));
-                }
-                (true, _) => None,
-            };
+            let choice = held_to(allowed, text)?;
             let mut held = choice.as_ref().map(Choice::start);
             let (mut ids, mut logps, mut open) = (Vec::new(), Vec::new(), Vec::new());
             let (mut watch, mut said) = (Watch::default(), None);

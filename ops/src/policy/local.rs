@@ -9,6 +9,7 @@ use std::sync::Arc;
 use actloom_engine::op::OpError;
 
 use super::{Answer, Ask, Cost, Finish, Identity, Policy, Sampling, Session};
+use crate::infer::Choice;
 use crate::rng::Rng;
 use crate::text::{Dialogue, Text};
 
@@ -22,6 +23,20 @@ pub struct Job<'a, S> {
     pub allowed: Vec<Vec<u32>>,
     pub sampling: &'a Sampling,
     pub rng: Rng,
+}
+
+/// The list that an answer is held to, if there is one.
+///
+/// # Errors
+/// A model without an end token, which would leave an answer open.
+pub fn held_to(allowed: Vec<Vec<u32>>, text: &Text) -> Result<Option<Choice>, OpError> {
+    match (allowed.is_empty(), text.eos.first()) {
+        (true, _) => Ok(None),
+        (false, Some(end)) => Choice::new(allowed, *end).map(Some),
+        (false, None) => Err(OpError::failed(
+            "the model has no end token, which an answer held to a list of actions needs",
+        )),
+    }
 }
 
 /// What became of it.

@@ -8,8 +8,8 @@ use actloom_engine::op::{DeviceRequest, OpError};
 use camino::Utf8Path;
 
 use super::Identity;
-use super::local::{Done, Job, Local, Weights};
-use crate::infer::{BATCH, Choice, Completion, Finish, Request, complete};
+use super::local::{Done, Job, Local, Weights, held_to};
+use crate::infer::{BATCH, Completion, Finish, Request, complete};
 use crate::model::{self, Model, Sequence, failed, open_device};
 use crate::text::Text;
 
@@ -72,15 +72,7 @@ impl Weights for Model {
     ) -> Result<Vec<Done<Sequence>>, OpError> {
         let mut requests = Vec::with_capacity(jobs.len());
         for Job { sequence, feed, allowed, sampling, rng } in jobs {
-            let choice = match (allowed.is_empty(), text.eos.first()) {
-                (true, _) => None,
-                (false, Some(end)) => Some(Arc::new(Choice::new(allowed, *end)?)),
-                (false, None) => {
-                    return Err(OpError::failed(
-                        "the model has no end token, which an answer held to a list of actions needs",
-                    ));
-                }
-            };
+            let choice = held_to(allowed, text)?.map(Arc::new);
             let mut prompt = sequence.ids().to_vec();
             prompt.extend(feed);
             // what a sequence has read is not computed again; where nothing is read, prompts share their beginnings
