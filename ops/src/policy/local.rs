@@ -33,9 +33,9 @@ pub fn held_to(allowed: Vec<Vec<u32>>, text: &Text) -> Result<Option<Choice>, Op
     match (allowed.is_empty(), text.eos.first()) {
         (true, _) => Ok(None),
         (false, Some(end)) => Choice::new(allowed, *end).map(Some),
-        (false, None) => Err(OpError::failed(
-            "the model has no end token, which an answer held to a list of actions needs",
-        )),
+        (false, None) => {
+            Err(OpError::failed("the model has no end token, which an answer held to a list of actions needs"))
+        }
     }
 }
 
