@@ -329,3 +329,58 @@ fn what_would_change_the_result_unnoticed_is_refused_by_name() {
     let error = tensors(1.0).unwrap_err();
     assert!(error.contains("`lm_head.weight` differs"), "{error}");
 }
+
+#[test]
+fn gradients_of_an_adapter_that_drops_entries_are_those_of_finite_differences() {
+    let (mut model, row) = (random("qwen2"), forest());
+    let settings = lora::Lora { rank: 3, alpha: 6.0, targets: vec!["all".into()], dropout: 0.4 };
+    lora::attach(&mut model, &settings, 5).unwrap();
+    lora::set_dropout(&mut model, 2, 1);
+    let mut rng = actloom_ops::rng::Rng::new(8, 0);
+    for p in model.params_mut().into_iter().filter(|p| p.name.contains("lora_B")) {
+        let noise: Vec<f32> = (0..p.value.elem_count()).map(|_| (rng.normal() * 0.2) as f32).collect();
+        p.value = Tensor::from_vec(noise, p.value.shape(), &Device::Cpu).unwrap();
+        p.changed();
+    }
+    // the trainer's own loss: the sampler drops nothing
+    let loss = |model: &mut Model| {
+        let stats = model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| 0.0).unwrap();
+        -stats.iter().map(|s| f64::from(s.logp)).sum::<f64>() / row.targets.len() as f64
+    };
+    let trained = train(&mut model, &row);
+    assert_eq!(trained, loss(&mut model), "the same entries are dropped again");
+    let scored = model.score(&row.ids, &row.packing, &row.targets, 1.0).unwrap();
+    let whole = -scored.iter().map(|s| f64::from(s.logp)).sum::<f64>() / row.targets.len() as f64;
+    assert!((whole - trained).abs() > 1e-4, "nothing was dropped");
+    let mut seen = 0;
+    for index in 0..model.params().len() {
+        if !model.params()[index].trainable {
+            continue;
+        }
+        let (name, grad, value) = {
+            let params = model.params();
+            (params[index].name.clone(), flat(params[index].grad.as_ref().unwrap()), params[index].value.clone())
+        };
+        let norm = grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let step = 2e-3 / norm.max(1e-3);
+        let mut at = |sign: f64| {
+            let before = flat(&value);
+            let moved: Vec<f32> =
+                before.iter().zip(&grad).map(|(x, g)| (f64::from(*x) + sign * step * f64::from(*g)) as f32).collect();
+            let moved = Tensor::from_vec(moved, value.shape(), &Device::Cpu).unwrap();
+            let mut params = model.params_mut();
+            params[index].value = moved;
+            params[index].changed();
+            drop(params);
+            loss(&mut model)
+        };
+        let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+        let mut params = model.params_mut();
+        params[index].value = value;
+        params[index].changed();
+        let want = norm * norm;
+        assert!((slope - want).abs() <= 0.03 * want + 2e-4, "{name}: slope {slope}, gradient {want}");
+        seen += 1;
+    }
+    assert_eq!(seen, 4 * 7 * 2);
+}
