@@ -17,7 +17,7 @@ seed = [0, 1]
 
 [step.demos]
 op    = "demos"
-world = { size = "tiny" }
+world = { env = "household", size = "tiny" }
 count = 6
 seed  = "$seed"
 

@@ -37,6 +37,16 @@ impl Kind {
     pub const SAMPLES: Kind = Kind("samples");
     /// JSON lines, pairs of actions at states.
     pub const PAIRS: Kind = Kind("pairs");
+    /// ALFWorld's games.
+    pub const GAMES: Kind = Kind("games");
+    /// Products, goals and a search index.
+    pub const CATALOGUE: Kind = Kind("catalogue");
+    /// A program, or its folder.
+    pub const PROGRAM: Kind = Kind("program");
+    /// Questions with their answers, as their authors published them.
+    pub const QUESTIONS: Kind = Kind("questions");
+    /// JSON lines, what was answered to one question a line.
+    pub const ANSWERS: Kind = Kind("answers");
     /// JSON lines `{"step","name","value"}`; every step has one such output, named `metrics`.
     pub const METRICS: Kind = Kind("metrics");
     /// One JSON object of named numbers about a policy.

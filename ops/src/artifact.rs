@@ -17,16 +17,19 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// Environment's name: `household`.
+    /// Environment's name: `household`, `webshop`, `scienceworld`, `command`.
     pub env: String,
     /// Unique within the environment and its settings: `id/17`.
     pub id: String,
-    /// `train`, `id` (seen rooms), `ood` (unseen rooms).
+    /// The environment's: `train`, `id` (seen rooms), `ood` (unseen rooms).
     pub split: String,
     /// The environment's task type: `pick_heat_then_place_in_recep`.
     pub kind: String,
     /// The goal in words: `put a hot mug in cabinet.`
     pub goal: String,
+    /// What the task was made with, where it was made and not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
 }
 
 /// Who chose the actions of an episode.
@@ -54,12 +57,22 @@ pub enum Decoding {
 pub struct Turn {
     /// The action as executed.
     pub action: String,
-    /// Whether it was among the admissible actions of the state it was taken in.
-    pub admissible: bool,
+    /// Whether it was possible in the state it was taken in; `null` where the environment does not say.
+    pub admissible: Option<bool>,
     /// What the environment answered.
     pub observation: String,
-    /// Admissible actions of the state in which `action` was taken, sorted.
+    /// Admissible actions of the state in which `action` was taken, sorted; empty where nobody asked for them.
     pub actions: Vec<String>,
+    /// All that was said, where that is more than the action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
+    /// What the action earned, where it did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reward: f64,
+}
+
+fn is_zero(reward: &f64) -> bool {
+    *reward == 0.0
 }
 
 /// Why an episode ended.

@@ -438,7 +438,7 @@ fn steps_played_by_a_server_say_so_and_the_key_is_in_the_header_and_nowhere_else
     bench.run("endpoint", params, &[], "who", &sink).unwrap();
     assert!(server.seen.lock().unwrap().is_empty(), "naming a server contacts nobody");
     let policy = bench.path("who/policy");
-    let world = json!({ "layouts": 2 });
+    let world = json!({ "env": "household", "layouts": 2 });
     bench.run("demos", json!({ "count": 2, "world": world }), &[], "demos", &sink).unwrap();
     let play = json!({ "split": "id", "tasks": 3, "max_steps": 4, "world": world });
     bench.run("rollout", play, &[("policy", &policy)], "play", &sink).unwrap();

@@ -1,8 +1,8 @@
 //! The household world against transcripts of the original engine, exactly.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use actloom_ops::env::Observation;
 use actloom_ops::env::household::{HouseholdTask, read_problem};
-use actloom_ops::env::{Env, Observation};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -34,7 +34,8 @@ fn replay(game: &str, kind: &str) -> usize {
             None => world.reset(),
             Some(command) => world.step(command),
         };
-        let expected = Observation { text: row.obs, score: row.score, done: row.done, won: row.won };
+        let (reward, valid) = (observed.reward, observed.valid);
+        let expected = Observation { text: row.obs, reward, score: row.score, done: row.done, won: row.won, valid };
         let at = format!("{game}.{kind} row {} after {:?}", index + 1, row.cmd);
         assert_eq!(observed, expected, "{at}");
         assert_eq!(world.admissible(), row.admissible, "{at}");

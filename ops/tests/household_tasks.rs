@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use actloom_ops::env::Env;
 use actloom_ops::env::household::{
     self, Expert, Household, HouseholdTask, Novelty, Settings, Size, Split, TaskKind, Wording,
 };

@@ -115,7 +115,7 @@ fn conduct(episode: &Episode, loop_at: usize) -> Conduct {
         *times += 1;
         conduct.repeated += usize::from(*times > 1);
         conduct.looped |= *times >= loop_at;
-        conduct.invalid += usize::from(!turn.admissible);
+        conduct.invalid += usize::from(turn.admissible == Some(false));
         before = &turn.observation;
     }
     conduct
@@ -301,6 +301,7 @@ pub(crate) mod tests {
                 split: "id".to_owned(),
                 kind: kind.to_owned(),
                 goal: format!("goal of {id}."),
+                seed: None,
             },
             actor: Actor::Policy,
             decoding: Some(Decoding::Admissible),
@@ -309,9 +310,11 @@ pub(crate) mod tests {
                 .iter()
                 .map(|(action, admissible, observation)| Turn {
                     action: (*action).to_owned(),
-                    admissible: *admissible,
+                    admissible: Some(*admissible),
                     observation: (*observation).to_owned(),
                     actions: vec!["look".to_owned()],
+                    reply: None,
+                    reward: 0.0,
                 })
                 .collect(),
             success,

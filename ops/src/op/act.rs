@@ -116,8 +116,14 @@ mod tests {
 
     fn critics() -> Critics {
         let text = |s: &str| s.to_owned();
-        let task =
-            Task { env: text("household"), id: text("0"), split: text("train"), kind: text("x"), goal: text("y") };
+        let task = Task {
+            env: text("household"),
+            id: text("0"),
+            split: text("train"),
+            kind: text("x"),
+            goal: text("y"),
+            seed: None,
+        };
         let pair = Pair {
             v: SCHEMA_VERSION,
             task,

@@ -10,15 +10,6 @@ use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy, Sampling};
 use crate::text::{Dialogue, Text};
 
-/// Environments by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum EnvName {
-    /// ALFWorld's text world of rooms, receptacles and objects.
-    #[default]
-    Household,
-}
-
 /// What is cut off the distribution before a token is drawn, in this order, and texts that end an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -17,3 +17,4 @@ pub mod rollout;
 pub mod sft;
 pub mod table;
 pub mod training;
+pub mod worlds;

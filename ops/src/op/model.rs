@@ -1,12 +1,14 @@
 //! `model`: a model of a real architecture with seeded random weights, and a tokenizer trained on the environment's text.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
+use std::io::{BufRead, BufReader};
+
+use actloom_engine::op::{Arity, InputArtifact, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::common::EnvName;
-use super::pretrain::play_texts;
-use crate::env::household;
+use super::pretrain::{no_play, play_texts};
+use crate::env::WorldSettings;
 use crate::model::{self, Config, Family};
 use crate::text::{Text, train_tokenizer};
 
@@ -53,10 +55,7 @@ pub struct Params {
     pub vocab_size: usize,
     /// The environment whose text the tokenizer is trained on.
     #[serde(default)]
-    pub env: EnvName,
-    /// Settings of the environment.
-    #[serde(default)]
-    pub world: household::Settings,
+    pub world: WorldSettings,
     /// Episodes of random play the tokenizer is trained on.
     #[serde(default = "d400")]
     #[schemars(range(min = 1, max = 1000000))]
@@ -91,6 +90,37 @@ fn theta() -> f64 {
     10_000.0
 }
 
+/// Every text in JSON lines of episodes or conversations: all strings but the names of things.
+fn spoken(inputs: &[InputArtifact]) -> Result<Vec<String>, OpError> {
+    fn collect(value: Value, texts: &mut Vec<String>) {
+        match value {
+            Value::String(text) => texts.push(text),
+            Value::Array(items) => items.into_iter().for_each(|item| collect(item, texts)),
+            Value::Object(fields) => {
+                let names = ["role", "env", "id", "split", "kind", "actor", "decoding", "end"];
+                let said = fields.into_iter().filter(|(name, _)| !names.contains(&name.as_str()));
+                said.for_each(|(_, value)| collect(value, texts));
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut texts = Vec::new();
+    for InputArtifact { path, .. } in inputs {
+        for (index, line) in BufReader::new(fs_err::File::open(path)?).lines().enumerate() {
+            let line = line?;
+            if !line.trim().is_empty() {
+                let value = serde_json::from_str(&line)
+                    .map_err(|e| OpError::failed(format!("cannot read line {} of `{path}`: {e}", index + 1)))?;
+                collect(value, &mut texts);
+            }
+        }
+    }
+    if texts.is_empty() {
+        return Err(OpError::failed("the input `text` holds no text to train a tokenizer on"));
+    }
+    Ok(texts)
+}
+
 /// The op.
 pub struct NewModel;
 
@@ -101,7 +131,14 @@ impl Op for NewModel {
     const ABOUT: &'static str = "makes a model with random weights and trains its tokenizer on the environment's text";
 
     fn ports(&self, _: &Params) -> Ports {
-        Ports::new().output("model", Kind::MODEL, "a Hugging Face folder")
+        Ports::new()
+            .port(
+                "text",
+                &[Kind::EPISODES, Kind::CONVERSATIONS],
+                Arity::ManyOptional,
+                "what the tokenizer is trained on, instead of random play in `world`",
+            )
+            .output("model", Kind::MODEL, "a Hugging Face folder")
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
@@ -115,12 +152,18 @@ impl Op for NewModel {
         if !p.head_dim.is_multiple_of(2) {
             problems.push(Problem::new(&["head_dim"], format!("`{}` is odd, expected an even number", p.head_dim)));
         }
+        if !matches!(p.world, WorldSettings::Household(_)) {
+            problems.push(no_play(&p.world));
+        }
         problems
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let EnvName::Household = p.env;
-        let texts = play_texts(&p.world, p.texts, ctx.seed("texts"));
+        let texts = match &p.world {
+            _ if !ctx.inputs("text").is_empty() => spoken(ctx.inputs("text"))?,
+            WorldSettings::Household(world) => play_texts(world, p.texts, ctx.seed("texts")),
+            other => panic!("BUG: `{}` was not refused", other.name()),
+        };
         let folder = ctx.output("model").to_owned();
         train_tokenizer(&texts, p.vocab_size, &folder)?;
         let text = Text::load(&folder, &[])?;

@@ -6,14 +6,14 @@
 //! expert takes part. Play visits *other houses* than those of demonstrations and tests, so no tested room is seen
 //! here, but every class of thing is.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Resources};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName};
+use super::common;
 use super::training::{self, Defaults, Training};
 use crate::artifact::Past;
-use crate::env::{Env, household};
+use crate::env::{WorldSettings, household};
 use crate::rng::Rng;
 use crate::text::{Dialogue, THINK_CLOSE, THINK_OPEN, Text, critic_question};
 use crate::train::batch::Example;
@@ -23,11 +23,9 @@ use crate::train::sft;
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// The environment that is played at random: `household`.
     #[serde(default)]
-    pub env: EnvName,
-    /// Settings of the environment.
-    #[serde(default)]
-    pub world: household::Settings,
+    pub world: WorldSettings,
     /// Updates.
     #[serde(default = "updates")]
     #[schemars(range(min = 1, max = 10000000))]
@@ -147,6 +145,12 @@ impl Player {
     }
 }
 
+/// Why a world cannot be played at random with deductions.
+pub fn no_play(world: &WorldSettings) -> Problem {
+    Problem::new(&["world"], format!("the environment `{}` makes no unlabelled experience", world.name()))
+        .help("`household` does")
+}
+
 /// What was deduced, without the advice that follows: experience is unlabelled.
 fn thought(deduction: &str) -> String {
     deduction.split(" next: ").next().unwrap_or(deduction).to_owned()
@@ -224,16 +228,22 @@ impl Op for Pretrain {
         p.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from"))
     }
 
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        if matches!(p.world, WorldSettings::Household(_)) { Vec::new() } else { vec![no_play(&p.world)] }
+    }
+
     fn resources(&self, _: &Params) -> Resources {
         Resources { cpu: 2, gpu: 0 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let EnvName::Household = p.env;
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
         p.training.prepare(ctx, &mut model)?;
         let seed = ctx.seed("play");
-        let player = Player::new(&p.world, p.steps, seed);
+        let WorldSettings::Household(world) = &p.world else {
+            panic!("BUG: `{}` was not refused", p.world.name());
+        };
+        let player = Player::new(world, p.steps, seed);
         let plan = sft::Plan { steps: p.updates, facts: Vec::new(), ..p.training.plan() };
         let limit = model.config.max_positions;
         sft::run(ctx, &mut model, &plan, |step| {

@@ -2,15 +2,23 @@
 //!
 //! Each task has a random stream of its own, so an episode does not depend on which others are played beside it.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use std::time::Instant;
+
+use actloom_engine::event::Level;
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, EnvName, Filters, kept};
+use super::common::{self, Filters, kept};
+use super::worlds::{Game, Record, Tasks};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
-use crate::env::{Env, Observation, household};
-use crate::policy::{Ask, Finish, Policy, Session};
+use crate::env::{EnvError, WorldSettings};
+use crate::eval::stats;
+use crate::policy::{Answer, Ask, Finish, Policy, Sampling, Session, open_with};
 use crate::rng::Rng;
+use crate::text::Prompt;
+use crate::text::prompt::{Said, Scene};
 
 /// How actions are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,20 +35,24 @@ pub enum Decode {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// The environment and its settings.
     #[serde(default)]
-    pub env: EnvName,
-    /// Settings of the environment.
-    #[serde(default)]
-    pub world: household::Settings,
-    /// Which tasks: `id` in seen rooms, `ood` in unseen ones.
-    pub split: household::Split,
-    /// How many tasks are played.
-    #[schemars(range(min = 1, max = 10000000))]
+    pub world: WorldSettings,
+    /// Which tasks: of the household `id` in seen rooms, `ood` in unseen ones.
+    pub split: String,
+    /// How many tasks are played; 0 takes all, where they are listed.
+    #[schemars(range(min = 0, max = 10000000))]
     pub tasks: usize,
+    /// How many tasks at the beginning of the split are passed over.
+    #[serde(default)]
+    pub first: usize,
     /// Longest episode, in steps.
     #[serde(default = "max_steps")]
     #[schemars(range(min = 1, max = 10000))]
     pub max_steps: usize,
+    /// How states are put, and how replies are read.
+    #[serde(default)]
+    pub prompt: Prompt,
     /// 0 takes the likeliest token.
     #[serde(default = "temperature")]
     #[schemars(range(min = 0.0, max = 10.0))]
@@ -49,10 +61,13 @@ pub struct Params {
     pub filters: Filters,
     #[serde(default)]
     pub decoding: Decode,
-    /// Longest action, in tokens.
+    /// Longest reply, in tokens.
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 100000))]
     pub max_tokens: usize,
+    /// Whether admissible actions are written down.
+    #[serde(default)]
+    pub actions: Record,
 }
 
 fn max_steps() -> usize {
@@ -65,13 +80,11 @@ fn max_tokens() -> usize {
     32
 }
 
-/// One game being played.
-struct Game {
-    world: household::Household,
-    now: Observation,
-    start: String,
-    turns: Vec<Turn>,
-    session: Session,
+/// A game with the conversation about it.
+struct Played {
+    game: Game,
+    /// `None` where the next state is put as a whole.
+    session: Option<Session>,
     full: bool,
 }
 
@@ -84,129 +97,179 @@ const GAMES: usize = 96;
 impl Op for Rollout {
     type Params = Params;
     const NAME: &'static str = "rollout";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "lets a policy play tasks and saves the episodes";
 
-    fn ports(&self, _: &Params) -> Ports {
-        Ports::new().port("policy", &[Kind::MODEL, Kind::POLICY], Arity::One, "who plays").output(
-            "episodes",
-            Kind::EPISODES,
-            "one episode a line",
-        )
+    fn ports(&self, p: &Params) -> Ports {
+        let ports = Ports::new().port("policy", &[Kind::MODEL, Kind::POLICY], Arity::One, "who plays");
+        p.world.port(ports).output("episodes", Kind::EPISODES, "one episode a line")
+    }
+
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.world.check(Some(&p.split))
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let EnvName::Household = p.env;
         let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
-        let tasks = household::tasks(&p.world, p.split, p.tasks, ctx.seed("tasks"));
+        let tasks = Tasks::open(ctx, &p.world, &p.split, p.first, p.tasks)?;
         let seed = ctx.seed("actions");
+        let together = policy.width().min(tasks.suite.together());
+        let mut clock = Clock::default();
         let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.len());
-        for (chunk, tasks) in tasks.chunks(GAMES).enumerate() {
+        let indices: Vec<usize> = (0..tasks.len()).collect();
+        for (chunk, part) in indices.chunks(GAMES).enumerate() {
             let _span = tracing::debug_span!("games", chunk).entered();
             episodes.extend(kept(ctx, &format!("games-{chunk}"), || {
-                let mut episodes = Vec::with_capacity(tasks.len());
-                for some in tasks.chunks(policy.width()) {
-                    episodes.extend(play(ctx, &mut *policy, p, some, chunk * GAMES + episodes.len(), seed)?);
+                let mut episodes = Vec::with_capacity(part.len());
+                for some in part.chunks(together) {
+                    episodes.extend(play(ctx, &mut *policy, p, &tasks, some, seed, &mut clock)?);
                 }
                 Ok(episodes)
             })?);
             let won = episodes.iter().filter(|e| e.success).count();
-            ctx.progress(
-                episodes.len() as u64,
-                p.tasks as u64,
-                "episodes",
-                format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64),
-            );
+            let note = format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64);
+            ctx.progress(episodes.len() as u64, tasks.len() as u64, "episodes", note);
         }
         common::note_policy(ctx, &*policy);
+        ctx.note("reproducible", policy.identity().reproducible && tasks.suite.reproducible());
+        ctx.note("time", clock.told());
         let crowded = episodes.iter().filter(|e| e.end == End::Context).count();
         if crowded > 0 {
             let (all, limit) = (episodes.len(), policy.positions().map_or_else(String::new, |n| format!("{n} ")));
             ctx.say(
-                actloom_engine::event::Level::Warning,
+                Level::Warning,
                 format!("{crowded} of {all} episodes ended early: their text filled the model's {limit}positions"),
             );
         }
         let n = episodes.len() as f64;
         ctx.metric(0, "success", episodes.iter().filter(|e| e.success).count() as f64 / n);
+        ctx.metric(0, "score", episodes.iter().map(|e| e.score).sum::<f64>() / n);
         ctx.metric(0, "steps", episodes.iter().map(|e| e.turns.len()).sum::<usize>() as f64 / n);
         artifact::write(ctx.output("episodes"), &episodes)
     }
 }
 
-/// Plays tasks side by side. `first` numbers them within the step, so that each has its own random stream.
+/// Where the time went. It belongs to the provenance: no result may hold a time.
+#[derive(Default)]
+struct Clock {
+    /// Seconds of each step in the environment.
+    steps: Vec<f64>,
+    policy: f64,
+    environment: f64,
+}
+
+impl Clock {
+    fn told(&mut self) -> serde_json::Value {
+        self.steps.sort_by(f64::total_cmp);
+        let at = |q: f64| stats::quantile(&self.steps, q).map(|s| s * 1e3);
+        serde_json::json!({
+            "steps": self.steps.len(),
+            "environment_step_ms": { "median": at(0.5), "p99": at(0.99), "max": self.steps.last().map(|s| s * 1e3) },
+            "environment_s": self.environment,
+            "policy_s": self.policy,
+        })
+    }
+}
+
+/// Where a game stands, as the model is told.
+fn scene<T>(game: &Game, tell: impl FnOnce(&Scene<'_>) -> T) -> T {
+    let turns = &game.turns;
+    let said: Vec<Said<'_>> = turns
+        .iter()
+        .enumerate()
+        .map(|(i, turn)| Said {
+            reply: turn.reply.as_deref(),
+            action: &turn.action,
+            observation: &turn.observation,
+            actions: turns.get(i + 1).map_or(game.known_actions(), |next: &Turn| &next.actions),
+        })
+        .collect();
+    let first = turns.first().map_or(game.known_actions(), |turn| &turn.actions);
+    tell(&Scene { task: game.env.task(), start: &game.start, first, turns: &said })
+}
+
+/// Plays tasks side by side. Each has its own random stream, by its number within the step.
 fn play(
     ctx: &OpContext<'_>,
     policy: &mut dyn Policy,
     p: &Params,
-    tasks: &[household::HouseholdTask],
-    first: usize,
+    tasks: &Tasks,
+    indices: &[usize],
     seed: u64,
+    clock: &mut Clock,
 ) -> Result<Vec<Episode>, OpError> {
     let sampling = p.filters.sampling(p.temperature, p.max_tokens);
+    let listed = p.decoding == Decode::Admissible || p.prompt.lists_actions();
     // 1. start the games
-    let mut games = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        let mut world = task.play();
-        let now = world.reset();
-        let session = policy.open();
-        policy.user(session, &now.text)?;
-        let start = now.text.clone();
-        games.push(Game { world, now, start, turns: Vec::new(), session, full: false });
-    }
+    let started = Instant::now();
+    let games = indices.par_iter().map(|i| tasks.game(*i)).collect::<Result<Vec<_>, EnvError>>()?;
+    let mut games: Vec<Played> = games.into_iter().map(|game| Played { game, session: None, full: false }).collect();
+    clock.environment += started.elapsed().as_secs_f64();
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
+        let asked = Instant::now();
+        if listed || p.actions == Record::Always {
+            let going = games.par_iter_mut().filter(|g| !g.game.now.done && !g.full);
+            going.try_for_each(|g| g.game.actions().map(|_| ()))?;
+        }
+        let told = Instant::now();
         let mut playing: Vec<usize> = Vec::new();
-        for (i, game) in games.iter_mut().enumerate() {
-            if !game.now.done && !game.full {
-                let length = policy.tokens(game.session).zip(policy.positions());
-                if length.is_none_or(|(tokens, limit)| tokens + p.max_tokens + 1 < limit) {
+        for (i, played) in games.iter_mut().enumerate() {
+            if !played.game.now.done && !played.full {
+                put(policy, &p.prompt, played, p.max_tokens)?;
+                if !played.full {
                     playing.push(i);
-                } else {
-                    game.full = true;
                 }
             }
         }
         if playing.is_empty() {
             break;
         }
-        let allowed: Vec<Vec<String>> = match p.decoding {
-            Decode::Free => vec![Vec::new(); playing.len()],
-            Decode::Admissible => playing.iter().map(|i| games[*i].world.admissible()).collect(),
-        };
-        let asks: Vec<Ask<'_>> = playing
-            .iter()
-            .zip(&allowed)
-            .map(|(i, allowed)| Ask {
-                session: games[*i].session,
-                allowed,
-                sampling: &sampling,
-                rng: Rng::at(seed, &[(first + i) as u64, step as u64]),
-                keep: true,
-            })
-            .collect();
-        for (i, answer) in playing.into_iter().zip(policy.answer(&asks, &|| ctx.stopping())?) {
-            let game = &mut games[i];
-            if answer.finish == Finish::Room {
-                game.full = true;
-                continue;
+        let answers = ask(ctx, policy, p, &games, &playing, &sampling, (seed, indices, step))?;
+        clock.environment += (told - asked).as_secs_f64();
+        clock.policy += told.elapsed().as_secs_f64();
+        let acted = Instant::now();
+        for (i, answer) in playing.iter().zip(&answers) {
+            games[*i].full |= answer.finish == Finish::Room;
+        }
+        let mut replies: Vec<Option<&Answer>> = vec![None; games.len()];
+        for (i, answer) in playing.iter().zip(&answers) {
+            replies[*i] = Some(answer).filter(|answer| answer.finish != Finish::Room);
+        }
+        games.par_iter_mut().zip(&replies).try_for_each(|(played, answer)| match answer {
+            Some(answer) => act(&p.prompt, &mut played.game, answer, p.actions),
+            None => Ok(()),
+        })?;
+        clock.environment += acted.elapsed().as_secs_f64();
+        // a conversation that grows is told at once what came of the action
+        for i in playing {
+            let Played { game, session, full } = &mut games[i];
+            if let Some(open) = *session
+                && !p.prompt.grows()
+            {
+                policy.close(open);
+                *session = None;
+            } else if let Some(open) = *session
+                && !*full
+                && !game.now.done
+            {
+                if listed {
+                    game.actions()?;
+                }
+                policy.user(open, &p.prompt.turn(&game.now.text, game.known_actions()))?;
             }
-            // a reply that never ended is no action, whatever it says
-            let action = answer.ended().map_or_else(String::new, |text| text.trim().to_owned());
-            let actions = game.world.admissible();
-            let admissible = actions.contains(&action);
-            game.now = game.world.step(&action);
-            policy.user(game.session, &game.now.text)?;
-            game.turns.push(Turn { action, admissible, observation: game.now.text.clone(), actions });
         }
     }
     // 3. write them down
     let mut episodes = Vec::with_capacity(games.len());
-    for game in games {
-        policy.close(game.session);
+    for Played { game, session, full } in games {
+        if let Some(session) = session {
+            policy.close(session);
+        }
+        clock.steps.extend(game.spent);
         episodes.push(Episode {
             v: SCHEMA_VERSION,
-            task: game.world.problem().task().clone(),
+            task: game.env.task().clone(),
             actor: Actor::Policy,
             decoding: Some(match p.decoding {
                 Decode::Free => Decoding::Free,
@@ -216,7 +279,7 @@ fn play(
             turns: game.turns,
             success: game.now.won,
             score: game.now.score,
-            end: match (game.now.done, game.full) {
+            end: match (game.now.done, full) {
                 (true, _) => End::Done,
                 (false, true) => End::Context,
                 (false, false) => End::Limit,
@@ -224,4 +287,61 @@ fn play(
         });
     }
     Ok(episodes)
+}
+
+/// Puts the state to the policy, unless its conversation has it already; a game whose state leaves no room for a reply
+/// is full.
+fn put(policy: &mut dyn Policy, prompt: &Prompt, played: &mut Played, room: usize) -> Result<(), OpError> {
+    let session = match played.session {
+        Some(session) => session,
+        None => {
+            let messages = scene(&played.game, |scene| prompt.messages(scene));
+            let session = open_with(policy, &messages, 0)?;
+            played.session = Some(session);
+            session
+        }
+    };
+    let length = policy.tokens(session).zip(policy.positions());
+    played.full = length.is_some_and(|(tokens, limit)| tokens + room + 1 >= limit);
+    Ok(())
+}
+
+/// Asks for the next reply in every game that goes on.
+fn ask(
+    ctx: &OpContext<'_>,
+    policy: &mut dyn Policy,
+    p: &Params,
+    games: &[Played],
+    playing: &[usize],
+    sampling: &Sampling,
+    (seed, indices, step): (u64, &[usize], usize),
+) -> Result<Vec<Answer>, OpError> {
+    let mut allowed: Vec<Vec<String>> = vec![Vec::new(); playing.len()];
+    if p.decoding == Decode::Admissible {
+        for (allowed, i) in allowed.iter_mut().zip(playing) {
+            let actions = games[*i].game.known_actions();
+            if actions.is_empty() {
+                return Err(OpError::with_help(
+                    format!("the environment `{}` does not say which actions are admissible", p.world.name()),
+                    "write `decoding = \"free\"`",
+                ));
+            }
+            *allowed = actions.iter().map(|action| p.prompt.reply(None, action)).collect();
+        }
+    }
+    let mut asks = Vec::with_capacity(playing.len());
+    for (i, allowed) in playing.iter().zip(&allowed) {
+        let Some(session) = games[*i].session else { panic!("BUG: a game is asked whose state was not put") };
+        let rng = Rng::at(seed, &[indices[*i] as u64, step as u64]);
+        asks.push(Ask { session, allowed, sampling, rng, keep: p.prompt.grows() });
+    }
+    policy.answer(&asks, &|| ctx.stopping())
+}
+
+/// Does what a reply says. A reply that never ended, or that says no action, is no action, whatever is in it.
+fn act(prompt: &Prompt, game: &mut Game, answer: &Answer, record: Record) -> Result<(), EnvError> {
+    let said = answer.ended().and_then(|text| prompt.parse(text).ok());
+    let action = said.map_or_else(String::new, |reply| reply.action.to_owned());
+    let reply = (answer.text.trim() != action).then(|| answer.text.clone());
+    game.step(action, reply, record)
 }

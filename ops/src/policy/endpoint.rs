@@ -476,6 +476,17 @@ impl Policy for Endpoint {
         self.talks[session.0] = None;
     }
 
+    fn system(&mut self, session: Session, content: &str) -> Result<(), OpError> {
+        let talk = self.talk(session);
+        if !talk.is_empty() {
+            return Err(OpError::failed(
+                "a system text stands in the middle of a conversation, expected at its beginning",
+            ));
+        }
+        talk.push(Message::system(content));
+        Ok(())
+    }
+
     fn user(&mut self, session: Session, content: &str) -> Result<(), OpError> {
         self.talk(session).push(Message::user(said(content)));
         Ok(())

@@ -152,6 +152,10 @@ impl<W: Weights> Policy for Local<W> {
         self.talks[session.0] = None;
     }
 
+    fn system(&mut self, session: Session, content: &str) -> Result<(), OpError> {
+        self.talk(session).dialogue.system(content)
+    }
+
     fn user(&mut self, session: Session, content: &str) -> Result<(), OpError> {
         let talk = self.talk(session);
         let ids = talk.dialogue.user(content)?;

@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use crate::artifact::Past;
 use crate::rng::Rng;
+use crate::text::{Message, Role};
 
 /// A conversation that a policy holds, with whatever it has computed for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,12 @@ pub trait Policy {
     /// Drops a conversation and all that was computed for it.
     fn close(&mut self, session: Session);
 
+    /// Tells what stands before the first turn.
+    ///
+    /// # Errors
+    /// When something was said already.
+    fn system(&mut self, session: Session, content: &str) -> Result<(), OpError>;
+
     /// Appends a user's turn; the conversation is then open for an answer.
     ///
     /// # Errors
@@ -144,6 +151,35 @@ pub trait Policy {
     fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError>;
 }
 
+/// Opens a conversation with messages, of which the last is the user's.
+///
+/// # Errors
+/// Those of the template and the tokenizer, and a prompt that leaves no room for an answer of `room` tokens.
+pub fn open_with(policy: &mut dyn Policy, messages: &[Message], room: usize) -> Result<Session, OpError> {
+    let session = policy.open();
+    for message in messages {
+        match message.role {
+            Role::System => policy.system(session, &message.content)?,
+            Role::User => policy.user(session, &message.content)?,
+            Role::Assistant => policy.assistant(session, &message.content)?,
+        }
+    }
+    has_room(policy, session, room)?;
+    Ok(session)
+}
+
+fn has_room(policy: &dyn Policy, session: Session, room: usize) -> Result<(), OpError> {
+    if let (Some(prompt), Some(limit)) = (policy.tokens(session), policy.positions())
+        && prompt + room > limit
+    {
+        return Err(OpError::with_help(
+            format!("a prompt of {prompt} tokens and an answer of {room} do not fit the model's {limit} positions"),
+            "take a policy with more positions, or shorten the episodes",
+        ));
+    }
+    Ok(())
+}
+
 /// Opens a conversation at a state: first observation, then actions and observations.
 ///
 /// # Errors
@@ -155,14 +191,7 @@ pub fn open_at(policy: &mut dyn Policy, past: &Past, room: usize) -> Result<Sess
         policy.assistant(session, action)?;
         policy.user(session, observation)?;
     }
-    if let (Some(prompt), Some(limit)) = (policy.tokens(session), policy.positions())
-        && prompt + room > limit
-    {
-        return Err(OpError::with_help(
-            format!("a prompt of {prompt} tokens and an answer of {room} do not fit the model's {limit} positions"),
-            "take a policy with more positions, or shorten the episodes",
-        ));
-    }
+    has_room(policy, session, room)?;
     Ok(session)
 }
 

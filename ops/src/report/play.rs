@@ -87,7 +87,7 @@ pub fn html(why: &str, shown: &Shown) -> String {
         (Actor::Policy, Some(Decoding::Admissible)) => "policy, held to admissible actions",
         (Actor::Policy, _) => "policy, free to say anything",
     };
-    let invalid = episode.turns.iter().filter(|turn| !turn.admissible).count();
+    let invalid = episode.turns.iter().filter(|turn| turn.admissible == Some(false)).count();
     let mut out = format!(
         "<details class=\"episode\" open><summary><span class=\"why\">{why}</span> <span class=\"outcome {}\">{outcome}\
          </span> <span class=\"goal\">{}</span></summary>\n",
@@ -112,8 +112,11 @@ pub fn html(why: &str, shown: &Shown) -> String {
         if (TURNS / 2..TURNS / 2 + hidden).contains(&at) {
             continue;
         }
-        let (class, mark) =
-            if turn.admissible { ("", "") } else { (" refused", " <span class=\"flag\">not admissible</span>") };
+        let (class, mark) = if turn.admissible != Some(false) {
+            ("", "")
+        } else {
+            (" refused", " <span class=\"flag\">not admissible</span>")
+        };
         let _ = writeln!(
             out,
             "<li value=\"{}\"><span class=\"action{class}\">{}</span>{mark}<span class=\"observation\">{}</span></li>",

@@ -29,6 +29,8 @@ pub fn said(content: &str) -> &str {
 pub struct Dialogue<T> {
     text: T,
     messages: Vec<Message>,
+    /// Messages at the end that have no ids yet: a system text waits for the first user's turn.
+    waiting: usize,
     /// Ids so far, with the mask of what is learned.
     pub example: Example,
     /// Ids that a closed answer still owes, after its end token.
@@ -40,7 +42,14 @@ pub struct Dialogue<T> {
 
 impl<T: Deref<Target = Text>> Dialogue<T> {
     pub fn new(text: T) -> Self {
-        Dialogue { text, messages: Vec::new(), example: Example::default(), owed: Vec::new(), rewrites: false }
+        Dialogue {
+            text,
+            messages: Vec::new(),
+            waiting: 0,
+            example: Example::default(),
+            owed: Vec::new(),
+            rewrites: false,
+        }
     }
 
     /// The conversation at a state: first observation, then actions and observations. Actions are learned where
@@ -58,12 +67,27 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         Ok(dialogue)
     }
 
+    /// What the model is told before anything else.
+    ///
+    /// # Errors
+    /// When something was said already.
+    pub fn system(&mut self, content: &str) -> Result<(), OpError> {
+        if !self.messages.is_empty() {
+            return Err(OpError::failed(
+                "a system text stands in the middle of a conversation, expected at its beginning",
+            ));
+        }
+        self.messages.push(Message::system(content));
+        self.waiting = 1;
+        Ok(())
+    }
+
     /// A user's turn, and the opening of the answer to it. Returns the ids it added.
     ///
     /// # Errors
     /// The template's and the tokenizer's.
     pub fn user(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
-        let from = self.messages.len();
+        let from = self.messages.len() - std::mem::take(&mut self.waiting);
         self.messages.push(Message::user(said(content)));
         let mut ids = std::mem::take(&mut self.owed);
         let rest = if self.rewrites { None } else { self.text.render_from(&self.messages, from, true).ok() };

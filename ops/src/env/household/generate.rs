@@ -168,6 +168,7 @@ pub(super) fn task(settings: &Settings, rooms: &Rooms, split: Split, index: usiz
             split: split.name().to_owned(),
             kind: kind.name().to_owned(),
             goal: draft.goal.text(),
+            seed: Some(seed),
         };
         return HouseholdTask {
             task,

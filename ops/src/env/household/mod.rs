@@ -8,7 +8,7 @@
 //! 2. `pddl`: original problems.
 //! 3. `lexicon`, `generate`: rooms and tasks.
 //! 4. `memory`, `search`, `plan`: what was seen, and two experts.
-//! 5. `play`: deductions, random play and goals in hindsight.
+//! 5. `play`: deductions, random play and goals in hindsight. `suite`: tasks by split.
 
 mod generate;
 mod goal;
@@ -18,6 +18,7 @@ mod pddl;
 mod plan;
 mod play;
 mod search;
+mod suite;
 mod text;
 mod world;
 
@@ -26,11 +27,12 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Env, Observation};
+use super::{Env, EnvError, Observation, Snapshot};
 use crate::artifact::Task;
 pub use goal::{Goal, TaskKind};
 use memory::Memory;
 pub use pddl::ProblemError;
+pub use suite::{SPLITS, open};
 use world::{State, World};
 
 /// Which world to make.
@@ -215,6 +217,7 @@ pub fn read_problem(text: &str, split: &str) -> Result<HouseholdTask, ProblemErr
         split: split.to_owned(),
         kind: goal.kind.name().to_owned(),
         goal: goal.text(),
+        seed: None,
     };
     Ok(HouseholdTask {
         task,
@@ -290,37 +293,42 @@ impl Household {
         Some(plan.into_iter().map(|action| world.phrase(action, self.task.wording)).collect())
     }
 
-    fn observation(&self, text: String) -> Observation {
+    fn observation(&self, text: String, before: bool, valid: Option<bool>) -> Observation {
         let won = self.won();
-        Observation { text, score: if won { 1.0 } else { 0.0 }, done: won, won }
+        let score = f64::from(u8::from(won));
+        Observation { text, reward: score - f64::from(u8::from(before)), score, done: won, won, valid }
     }
-}
 
-impl Env for Household {
-    fn task(&self) -> &Task {
+    /// What episodes say of the task.
+    pub fn task(&self) -> &Task {
         &self.task.task
     }
 
-    fn reset(&mut self) -> Observation {
+    /// Puts the task's first state back.
+    pub fn reset(&mut self) -> Observation {
         self.state.clone_from(&self.task.start);
         self.memory = Memory::default();
-        self.observation(self.task.world.introduce(&self.state, &self.task.task.goal))
+        let won = self.won();
+        self.observation(self.task.world.introduce(&self.state, &self.task.task.goal), won, None)
     }
 
-    fn step(&mut self, action: &str) -> Observation {
+    /// Acts. Anything that is not admissible changes nothing and says so.
+    pub fn step(&mut self, action: &str) -> Observation {
+        let before = self.won();
         let world = &self.task.world;
-        let text = match world.parse(action.trim(), self.task.wording) {
+        let (text, valid) = match world.parse(action.trim(), self.task.wording) {
             Some(action) if world.allowed(&self.state, action) => {
                 world.apply(&mut self.state, action);
                 self.memory.note(world, &self.state, action);
-                world.report(&self.state, action, self.task.wording)
+                (world.report(&self.state, action, self.task.wording), true)
             }
-            _ => text::NOTHING.to_owned(),
+            _ => (text::NOTHING.to_owned(), false),
         };
-        self.observation(text)
+        self.observation(text, before, Some(valid))
     }
 
-    fn admissible(&self) -> Vec<String> {
+    /// Actions that would change or show something now, sorted.
+    pub fn admissible(&self) -> Vec<String> {
         let world = &self.task.world;
         let phrase = |action| world.phrase(action, self.task.wording);
         let mut actions: Vec<String> = world.actions(&self.state).into_iter().map(phrase).collect();
@@ -328,7 +336,8 @@ impl Env for Household {
         actions
     }
 
-    fn expert(&mut self) -> Option<String> {
+    /// What the expert would do now; `None` when the goal holds.
+    pub fn expert(&mut self) -> Option<String> {
         if self.won() {
             return None;
         }
@@ -339,5 +348,49 @@ impl Env for Household {
         };
         let action = action.or_else(|| plan::shortest(world, state, &self.aim)?.into_iter().next())?;
         Some(world.phrase(action, self.task.wording))
+    }
+}
+
+/// What a snapshot holds.
+struct Kept {
+    task: String,
+    state: State,
+    memory: Memory,
+}
+
+impl Env for Household {
+    fn task(&self) -> &Task {
+        Household::task(self)
+    }
+
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        Ok(Household::reset(self))
+    }
+
+    fn step(&mut self, action: &str) -> Result<Observation, EnvError> {
+        Ok(Household::step(self, action))
+    }
+
+    fn admissible(&mut self) -> Result<Option<Vec<String>>, EnvError> {
+        Ok(Some(Household::admissible(self)))
+    }
+
+    fn expert(&mut self) -> Result<Option<String>, EnvError> {
+        Ok(Household::expert(self))
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::of(Kept { task: self.task.task.id.clone(), state: self.state.clone(), memory: self.memory.clone() })
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), EnvError> {
+        match snapshot.get::<Kept>() {
+            Some(kept) if kept.task == self.task.task.id => {
+                self.state.clone_from(&kept.state);
+                self.memory.clone_from(&kept.memory);
+                Ok(())
+            }
+            _ => Err(EnvError::unusable(format!("the snapshot is not of the task `{}`", self.task.task.id))),
+        }
     }
 }

@@ -401,7 +401,7 @@ impl World {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Env, Settings, Size, Split, tasks};
+    use super::super::{Settings, Size, Split, tasks};
     use super::*;
     use crate::rng::Rng;
 
