@@ -214,13 +214,16 @@ fn what_is_no_path_is_said_at_its_place() {
 fn a_path_that_is_missing_says_where_to_get_it() {
     let home = home();
     let recipe = below(&home, "recipe.toml");
-    let text = format!("[vars]\nbase = {{ path = \"m/base\", get = \"huggingface.co/x\" }}\n{SFT}model = \"$base\"\n");
+    let text = format!(
+        "[vars]\nbase = {{ path = \"m/base\", get = \"huggingface.co/x\" }}\n{SFT}model = \"$base\"\n\
+                        [step.more]\nop = \"sft\"\nmodel = \"$base\"\ndata = \"@demos\"\nlearning_rate = 0.1\n"
+    );
     fs::write(&recipe, text).unwrap();
     let found = match resolve(&parse(&recipe, &Overrides::default()).unwrap(), &common::registry()) {
         Ok(_) => panic!("nothing is there"),
         Err(found) => found.found,
     };
-    assert_eq!(found.len(), 1);
+    assert_eq!(found.len(), 1, "two steps read it");
     assert!(found[0].help.contains(&"get it: huggingface.co/x".to_owned()), "{:?}", found[0].help);
     fs::create_dir_all(below(&home, "m/base")).unwrap();
     let fed = resolved(&recipe, &[]).unwrap();
