@@ -66,7 +66,7 @@ fn the_papers_recipes_say_which_files_are_missing_and_where_to_get_them() {
         let given: Vec<String> = names
             .iter()
             .map(|name| {
-                place.write(&format!("{name}/file"), name);
+                place.write(name, name);
                 format!("{name}={}", place.path(name).display())
             })
             .collect();
