@@ -198,6 +198,9 @@ pub enum GraphFormat {
 #[derive(Debug, clap::Args)]
 pub struct Ops {
     pub name: Option<String>,
+    /// Write the reference of all ops as a page of Markdown
+    #[arg(long, conflicts_with = "name")]
+    pub markdown: bool,
 }
 
 #[derive(Debug, clap::Args)]

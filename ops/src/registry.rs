@@ -19,6 +19,7 @@ pub fn registry() -> Registry {
         .with(op::rl::Rl)
         .with(op::rollout::Rollout)
         .with(op::critic::Critic)
+        .with(op::accuracy::Accuracy)
         .with(op::eval::Eval)
         .with(op::table::Tabulate)
         .with(op::report::Report)

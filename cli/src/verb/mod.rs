@@ -9,6 +9,7 @@ mod model_generate;
 mod model_info;
 mod new;
 mod ops;
+mod ops_page;
 mod plan;
 mod run;
 mod runs;

@@ -1,5 +1,6 @@
 //! One file per op, and what several of them share.
 
+pub mod accuracy;
 pub mod act;
 pub mod alternatives;
 pub mod common;

@@ -106,11 +106,17 @@ impl Op for Rollout {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        p.world.check(Some(&p.split))
+        let mut problems = p.world.check(Some(&p.split));
+        problems.extend(p.prompt.check());
+        if p.decoding == Decode::Admissible && !p.prompt.can_be_held() {
+            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
+            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
+        }
+        problems
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
+        let mut policy = common::open_policy_for(ctx, ctx.input("policy"), &p.prompt)?;
         let tasks = Tasks::open(ctx, &p.world, &p.split, p.first, p.tasks)?;
         let seed = ctx.seed("actions");
         let together = policy.width().min(tasks.suite.together());
@@ -295,7 +301,13 @@ fn put(policy: &mut dyn Policy, prompt: &Prompt, played: &mut Played, room: usiz
     let session = match played.session {
         Some(session) => session,
         None => {
-            let messages = scene(&played.game, |scene| prompt.messages(scene));
+            let messages = scene(&played.game, |scene| match prompt.lacks(scene) {
+                None => Ok(prompt.messages(scene)),
+                Some(what) => Err(OpError::with_help(
+                    format!("the environment `{}` does not say {what}, and the prompt tells them", scene.task.env),
+                    "write `actions = \"none\"` in `prompt`",
+                )),
+            })?;
             let session = open_with(policy, &messages, 0)?;
             played.session = Some(session);
             session
