@@ -10,6 +10,7 @@ pub fn registry() -> Registry {
         .with(op::model::NewModel)
         .with(op::endpoint::NewEndpoint)
         .with(op::demos::Demos)
+        .with(op::import::Import)
         .with(op::pretrain::Pretrain)
         .with(op::sft::Sft)
         .with(op::alternatives::Alternatives)

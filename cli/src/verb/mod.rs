@@ -11,6 +11,7 @@ mod new;
 mod ops;
 mod ops_page;
 mod plan;
+mod play;
 mod run;
 mod runs;
 mod schema;
@@ -37,5 +38,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::New(verb) => new::run(verb, global),
         Verb::Model(verb) => model::run(verb, global),
         Verb::Chat(verb) => chat::run(verb),
+        Verb::Play(verb) => play::run(verb, global),
     }
 }

@@ -8,6 +8,7 @@ pub mod critic;
 pub mod demos;
 pub mod endpoint;
 pub mod eval;
+pub mod import;
 pub mod model;
 pub mod pairs;
 pub mod policy_optimisation;
