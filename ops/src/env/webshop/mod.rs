@@ -1,4 +1,17 @@
 //! WebShop: an online store, natively.
+//!
+//! Invariants: pages, clickable elements, goals and rewards are the original's, byte for byte; a session holds nothing
+//! but its own state, so that thousands share one store.
+//!
+//! 1. `python`: what results owe to Python itself. `elements`: arrays too large to be held.
+//! 2. `product`: products and the reader of the original's files. `goals`: what sessions are asked to buy.
+//! 3. `nouns`, `fuzzy`, `reward`: what a purchase is worth.
+//! 4. `pages`, `session`: what an agent sees and does. `suite`: tasks by split.
+
+mod elements;
+pub mod goals;
+pub mod product;
+pub mod python;
 
 use actloom_engine::op::Problem;
 use camino::Utf8Path;
@@ -6,9 +19,42 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EnvError, Suite};
+pub use goals::{Goal, GoalSource, Goals, Wanted};
+pub use product::{Files, Product};
 
 /// Splits that there are.
 pub const SPLITS: [&str; 3] = ["train", "eval", "test"];
+
+/// A catalogue that sessions share.
+pub trait Store: Send + Sync {
+    /// How many products there are.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A product by its place in the file.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn product(&self, index: usize) -> Result<Product, EnvError>;
+
+    /// The place of the product with this asin.
+    fn find(&self, asin: &str) -> Option<usize>;
+
+    /// Places of the best products for the words, best first, no more than `hits`.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn search(&self, words: &str, hits: usize) -> Result<Vec<usize>, EnvError>;
+
+    /// Every goal, in order: what [`Goals::finish`] gave.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn goals(&self) -> Result<Vec<Goal>, EnvError>;
+}
 
 /// How the environment is set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
