@@ -9,9 +9,16 @@
 //! 4. `pages`, `session`: what an agent sees and does. `suite`: tasks by split.
 
 mod elements;
+mod expert;
+pub mod fuzzy;
 pub mod goals;
+mod nouns;
+mod pages;
 pub mod product;
 pub mod python;
+pub mod reward;
+mod session;
+mod suite;
 
 use actloom_engine::op::Problem;
 use camino::Utf8Path;
@@ -20,7 +27,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvError, Suite};
 pub use goals::{Goal, GoalSource, Goals, Wanted};
+pub use nouns::Nouns;
+pub use pages::View;
 pub use product::{Files, Product};
+pub use session::{Session, Shop};
+pub use suite::Webshop;
 
 /// Splits that there are.
 pub const SPLITS: [&str; 3] = ["train", "eval", "test"];
@@ -56,10 +67,30 @@ pub trait Store: Send + Sync {
     fn goals(&self) -> Result<Vec<Goal>, EnvError>;
 }
 
-/// How the environment is set.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// What the list of actions says where words can be searched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SearchHint {
+    /// `search[<your query>]`, to be filled in.
+    #[default]
+    Blank,
+    /// The words of the instruction, without those that only ask: an action to be taken as it is.
+    Words,
+}
+
+/// How the environment is set. Where goals and drawn prices come from, the catalogue says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {}
+pub struct Settings {
+    /// How pages are written.
+    pub observation: View,
+    /// What admissible actions say of searching. Search is listed on the first page, and possible on every page.
+    pub search: SearchHint,
+    /// Products have a page with their attributes and categories.
+    pub show_attributes: bool,
+    /// What counts as a noun of a product's name, when a purchase is compared with the goal.
+    pub nouns: Nouns,
+}
 
 impl Settings {
     /// What cannot be.
