@@ -75,7 +75,10 @@ fn the_papers_recipes_say_which_files_are_missing_and_where_to_get_them() {
         let plan = place.json(&args);
         let steps = plan["steps"].as_array().unwrap();
         for step in ["act", "il", "rl", "play", "table"] {
-            assert!(steps.iter().any(|s| s["step"].as_str().is_some_and(|s| s == step)), "{file} has no `{step}`: {plan}");
+            assert!(
+                steps.iter().any(|s| s["step"].as_str().is_some_and(|s| s == step)),
+                "{file} has no `{step}`: {plan}"
+            );
         }
     }
 }
