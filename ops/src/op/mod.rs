@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod alternatives;
+pub mod catalogue;
 pub mod common;
 pub mod critic;
 pub mod demos;
