@@ -39,6 +39,8 @@ impl Kind {
     pub const PAIRS: Kind = Kind("pairs");
     /// ALFWorld's games.
     pub const GAMES: Kind = Kind("games");
+    /// WebShop's files: products, their attributes, people's instructions.
+    pub const PRODUCTS: Kind = Kind("products");
     /// Products, goals and a search index.
     pub const CATALOGUE: Kind = Kind("catalogue");
     /// A program, or its folder.

@@ -9,6 +9,7 @@ pub fn registry() -> Registry {
     Registry::new()
         .with(op::model::NewModel)
         .with(op::endpoint::NewEndpoint)
+        .with(op::catalogue::Catalogue)
         .with(op::demos::Demos)
         .with(op::import::Import)
         .with(op::pretrain::Pretrain)

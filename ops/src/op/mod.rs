@@ -3,6 +3,7 @@
 pub mod accuracy;
 pub mod act;
 pub mod alternatives;
+pub mod catalogue;
 pub mod common;
 pub mod critic;
 pub mod demos;
