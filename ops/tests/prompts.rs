@@ -104,14 +104,14 @@ fn a_react_conversation_grows_and_repeats_what_was_said() {
     );
     assert_eq!(messages[1].1, "Action: go to desk 1", "an action alone is said in the form of an answer");
     assert_eq!(messages[3].1, "REPLY");
-    // two are more than the one that is listed: they are told by what they begin with, all of them
-    assert!(messages[0].1.ends_with("They begin with: "), "two kinds are more than one, too: {}", messages[0].1);
+    // two are more than the one that is listed, and so are their two beginnings
+    assert!(messages[0].1.ends_with("Now 2 actions are possible."), "{}", messages[0].1);
     assert_eq!(messages[4].1, "You hold it.\n\nNow you can do one of these:\ngo to sink 1");
     let folded = prompt(json!({ "actions": 3 }));
     let many = strings(&["click[a]", "click[b]", "go to x", "go to y", "search[..]"]);
     assert_eq!(
         folded.turn("o", &many),
-        "o\n\nNow 5 actions are possible. They begin with: click (2), go (2), search (1)"
+        "o\n\nNow 5 actions are possible.\nThey begin with: click (2), go (2), search (1)"
     );
     assert_eq!(folded.turn("o", &[]), "o");
 }

@@ -105,7 +105,7 @@ impl Prompt {
             Slot::History => "The last {shown} of your {taken} steps so far:\n{entries}",
             Slot::Past => "Step {step}. You saw:\n{observation}\nYou did: {action}",
             Slot::Actions => "Now you can do one of these:\n{list}",
-            Slot::Folded => "Now {count} actions are possible. They begin with: {kinds}",
+            Slot::Folded => "Now {count} actions are possible.\nThey begin with: {kinds}",
             Slot::Question => "Which action is better?\n{first}\n{second}",
         })
     }
