@@ -2,6 +2,7 @@
 
 mod cache;
 mod chat;
+mod env;
 mod export;
 mod graph;
 mod model;
@@ -36,5 +37,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::New(verb) => new::run(verb, global),
         Verb::Model(verb) => model::run(verb, global),
         Verb::Chat(verb) => chat::run(verb),
+        Verb::Env(verb) => env::run(verb, global),
     }
 }
