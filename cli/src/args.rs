@@ -93,6 +93,9 @@ pub enum Verb {
     Chat(Chat),
     /// Play one task of an environment, or watch a model play it
     Play(Play),
+    /// Look at environments: which there are, their tasks, whether captured transcripts come out again
+    #[command(subcommand)]
+    Env(Env),
 }
 
 /// Which recipe, and what of it to change.
@@ -424,6 +427,53 @@ pub enum Dtype {
     Bfloat16,
     Float16,
 }
+
+#[derive(Debug, Subcommand)]
+pub enum Env {
+    /// List the environments, their splits, and what they need
+    List,
+    /// List tasks of an environment
+    Tasks(EnvTasks),
+    /// Replay a captured transcript on a household game; exit code 1 says that something differs
+    Check(EnvCheck),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct EnvTasks {
+    /// The environment: `household`
+    #[arg(value_name = "ENV")]
+    pub env: String,
+    /// Its data: ALFWorld's games, a catalogue, a program
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<Utf8PathBuf>,
+    /// The split [default: the environment's first]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// How many; 0 lists all that there are
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub count: usize,
+    /// Seed of tasks that are made
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// A setting as in a recipe's `world`: `size=small`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = CHECK)]
+pub struct EnvCheck {
+    /// A `game.tw-pddl`, or an `initial_state.pddl`
+    #[arg(long, value_name = "FILE")]
+    pub game: Utf8PathBuf,
+    /// JSON lines: `cmd` (null resets), `obs`, `score`, `done`, `won`, `admissible`
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub transcript: Utf8PathBuf,
+}
+
+const CHECK: &str = "\
+What a row lacks after `obs` is not compared. An `initial_state.pddl` has no words: its task is that of the transcript's \
+first observation, its commands are those of ALFWorld 2.1.2 (`move mug 1 to desk 1`).";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = CHAT)]

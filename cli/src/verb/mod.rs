@@ -2,6 +2,7 @@
 
 mod cache;
 mod chat;
+mod env;
 mod export;
 mod graph;
 mod model;
@@ -39,5 +40,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::Model(verb) => model::run(verb, global),
         Verb::Chat(verb) => chat::run(verb),
         Verb::Play(verb) => play::run(verb, global),
+        Verb::Env(verb) => env::run(verb, global),
     }
 }
