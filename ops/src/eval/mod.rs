@@ -3,6 +3,7 @@
 //! Invariant: everything here is a function of its arguments; chance comes from a seed that the caller gives.
 
 pub mod compare;
+pub mod questions;
 pub mod scores;
 pub mod stats;
 pub mod table;
