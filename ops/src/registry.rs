@@ -19,6 +19,8 @@ pub fn registry() -> Registry {
         .with(op::rollout::Rollout)
         .with(op::critic::Critic)
         .with(op::eval::Eval)
+        .with(op::math::Math)
+        .with(op::gpqa::Gpqa)
         .with(op::table::Tabulate)
         .with(op::report::Report)
 }
