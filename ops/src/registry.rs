@@ -22,6 +22,8 @@ pub fn registry() -> Registry {
         .with(op::critic::Critic)
         .with(op::accuracy::Accuracy)
         .with(op::eval::Eval)
+        .with(op::math::Math)
+        .with(op::gpqa::Gpqa)
         .with(op::table::Tabulate)
         .with(op::report::Report)
 }

@@ -10,6 +10,7 @@ pub mod compare;
 mod counts;
 mod first;
 pub mod paired;
+pub mod questions;
 pub mod scores;
 pub mod stats;
 pub mod table;
