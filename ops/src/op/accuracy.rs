@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, Filters};
 use crate::artifact::{self, Episode};
 use crate::eval::scores::{KindScore, Scores};
-use crate::eval::stats;
+use crate::eval::stats::{self, Interval, Method};
 use crate::policy::{Ask, Policy, open_with};
 use crate::rng::Rng;
 use crate::text::Prompt;
@@ -166,10 +166,12 @@ fn scores(episodes: &[Episode], states: &[(usize, usize)], found: &[Found]) -> S
     ];
     let mut scores = Scores::of_metrics(metrics.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
     let right = found.iter().filter(|f| **f == Found::Expert).count();
-    scores.intervals.extend(stats::wilson(right, n).map(|interval| ("next_action".to_owned(), interval)));
+    let wilson = |right, all| Some(Interval::new(stats::wilson(right, all)?, Method::Wilson));
+    scores.intervals.extend(wilson(right, n).map(|interval| ("next_action".to_owned(), interval)));
     let of_kind = by_kind.into_iter().filter_map(|(kind, (right, all))| {
         let success = right as f64 / all as f64;
-        Some((kind.to_owned(), KindScore { episodes: all, success, interval: stats::wilson(right, all)? }))
+        let interval = wilson(right, all);
+        Some((kind.to_owned(), KindScore { episodes: all, success, interval, metrics: BTreeMap::new() }))
     });
     scores.by_kind = of_kind.collect();
     scores

@@ -10,7 +10,7 @@ use actloom_engine::resolve::resolve;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use crate::env::{Env, Suite};
+use crate::env::{Env, EnvError, Suite};
 use crate::op::{demos, rollout};
 use crate::registry::registry;
 
@@ -75,8 +75,8 @@ pub enum Wrong {
     World(OpError),
 }
 
-impl<E: Into<OpError>> From<E> for Wrong {
-    fn from(error: E) -> Wrong {
+impl From<EnvError> for Wrong {
+    fn from(error: EnvError) -> Wrong {
         Wrong::World(error.into())
     }
 }
