@@ -194,14 +194,16 @@ fn find(suite: &dyn Suite, split: &str, task: &str, seed: u64) -> Result<(Box<dy
         }
         return Ok((suite.open(split, index, seed)?, index));
     }
-    // `id/17` says where it stands
+    // `tiny/id/17` says where it stands, and so does `id/17`
     if let Some((named, index)) = task.rsplit_once('/')
         && let Ok(index) = index.parse::<usize>()
+        && let Some(named) = named.rsplit('/').next()
         && suite.splits().iter().any(|split| split == named)
         && suite.count(named)?.is_none_or(|all| index < all)
     {
         let env = suite.open(named, index, seed)?;
-        if env.task().id == task {
+        let id = &env.task().id;
+        if id.strip_suffix(task).is_some_and(|rest| rest.is_empty() || rest.ends_with('/')) {
             return Ok((env, index));
         }
     }
