@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn tries_are_powers_of_two_and_all_there_are() {
-        assert_eq!(tries_told(0), []);
-        assert_eq!(tries_told(1), []);
+        assert!(tries_told(0).is_empty());
+        assert!(tries_told(1).is_empty());
         assert_eq!(tries_told(2), [2]);
         assert_eq!(tries_told(3), [2, 3]);
         assert_eq!(tries_told(8), [2, 4, 8]);

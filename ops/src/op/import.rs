@@ -642,7 +642,8 @@ mod tests {
             let bench = Bench::new();
             let input = bench.input("x", "", &[]);
             fs_err::write(&input.path, bytes).unwrap();
-            prop_assert!(bench.run(&Import, &params(json!({})), [("data", vec![input])], "episodes").is_err());
+            let run = bench.run(&Import, &params(json!({})), [("data", vec![input])], "episodes");
+            prop_assert!(run.is_err());
         }
 
         /// A valid file, cut or with a piece exchanged.

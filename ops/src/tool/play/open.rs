@@ -10,7 +10,7 @@ use actloom_engine::resolve::resolve;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use crate::env::{Env, Suite};
+use crate::env::{Env, EnvError, Suite};
 use crate::op::{demos, rollout};
 use crate::registry::registry;
 
@@ -75,8 +75,8 @@ pub enum Wrong {
     World(OpError),
 }
 
-impl<E: Into<OpError>> From<E> for Wrong {
-    fn from(error: E) -> Wrong {
+impl From<EnvError> for Wrong {
+    fn from(error: EnvError) -> Wrong {
         Wrong::World(error.into())
     }
 }
@@ -194,14 +194,16 @@ fn find(suite: &dyn Suite, split: &str, task: &str, seed: u64) -> Result<(Box<dy
         }
         return Ok((suite.open(split, index, seed)?, index));
     }
-    // `id/17` says where it stands
+    // `tiny/id/17` says where it stands, and so does `id/17`
     if let Some((named, index)) = task.rsplit_once('/')
         && let Ok(index) = index.parse::<usize>()
+        && let Some(named) = named.rsplit('/').next()
         && suite.splits().iter().any(|split| split == named)
         && suite.count(named)?.is_none_or(|all| index < all)
     {
         let env = suite.open(named, index, seed)?;
-        if env.task().id == task {
+        let id = &env.task().id;
+        if id.strip_suffix(task).is_some_and(|rest| rest.is_empty() || rest.ends_with('/')) {
             return Ok((env, index));
         }
     }

@@ -161,12 +161,15 @@ fn a_task_is_the_one_that_a_step_with_this_seed_plays() {
     let bench = Bench::new();
     let params = serde_json::json!({"split": "id", "count": 4});
     let params = serde_json::from_value(params).unwrap();
+    fs_err::create_dir(bench.path("scratch")).unwrap();
     bench.run(&crate::op::demos::Demos, &params, [], "episodes").unwrap();
     let demos: Vec<Episode> = artifact::read(&bench.path("episodes")).unwrap();
     let (episode, ..) = play(&[], false);
     assert_eq!((&episode.task, &episode.start), (&demos[3].task, &demos[3].start));
-    let by_id = person(open(&household("id/3")), &mut Script::new(&[], false)).unwrap().0;
-    assert_eq!(by_id.task, episode.task);
+    for id in ["id/3", "tiny/id/3"] {
+        assert_eq!(person(open(&household(id)), &mut Script::new(&[], false)).unwrap().0.task, episode.task);
+    }
+    assert_eq!(refused(&household("small/id/3")).0, "the split `id` of `household` has no task `small/id/3`");
     let mut elsewhere = household("ood/3");
     elsewhere.split = None;
     assert_eq!(person(open(&elsewhere), &mut Script::new(&[], false)).unwrap().0.task.split, "ood");
@@ -190,7 +193,7 @@ fn settings_are_those_of_recipes_and_mistakes_name_the_nearest() {
     assert!(message.contains("/no/such/games"), "{message}");
     let (message, help) = refused(&household("mug"));
     assert_eq!(message, "the split `id` of `household` has no task `mug`");
-    assert!(help.contains("`id/0`"), "{help}");
+    assert!(help.contains("`tiny/id/0`"), "{help}");
 }
 
 fn watched(set: &[&str], enough: usize) -> (Episode, bool, Script) {
@@ -222,6 +225,7 @@ fn a_policy_plays_as_in_a_rollout_with_the_same_seed() {
     let params = serde_json::from_value(params).unwrap();
     let mut input = bench.input("model", "base", &[]);
     input.path = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
+    fs_err::create_dir(bench.path("scratch")).unwrap();
     bench.run(&Rollout, &params, [("policy", vec![input])], "episodes").unwrap();
     assert_eq!(artifact::read::<Episode>(&bench.path("episodes")).unwrap(), std::slice::from_ref(&episode));
     let steps = episode.turns.len();
