@@ -7,6 +7,7 @@
 //! 2. `product`: products and the reader of the original's files. `goals`: what sessions are asked to buy.
 //! 3. `nouns`, `fuzzy`, `reward`: what a purchase is worth.
 //! 4. `pages`, `session`: what an agent sees and does. `suite`: tasks by split.
+//! 5. `search`: words and BM25. `shelf`: a catalogue on disk. `synthesize`: made-up ones.
 
 mod elements;
 mod expert;
@@ -17,8 +18,11 @@ mod pages;
 pub mod product;
 pub mod python;
 pub mod reward;
+pub mod search;
 mod session;
+pub mod shelf;
 mod suite;
+pub mod synthesize;
 
 use actloom_engine::op::Problem;
 use camino::Utf8Path;
@@ -103,6 +107,12 @@ impl Settings {
 ///
 /// # Errors
 /// Names what is missing.
-pub fn open(_settings: &Settings, _data: Option<&Utf8Path>) -> Result<Box<dyn Suite>, EnvError> {
-    Err(EnvError::unusable("the environment `webshop` is not built yet"))
+pub fn open(settings: &Settings, data: Option<&Utf8Path>) -> Result<Box<dyn Suite>, EnvError> {
+    let folder = data.ok_or_else(|| {
+        EnvError::with_help(
+            "the environment `webshop` has no catalogue",
+            "give the input `data` a catalogue of `catalogue`",
+        )
+    })?;
+    Ok(Box::new(Webshop::new(settings.clone(), shelf::open(folder)?.into())?))
 }
