@@ -10,6 +10,7 @@
 pub mod command;
 mod error;
 pub mod household;
+mod process;
 pub mod scienceworld;
 mod settings;
 pub mod webshop;
@@ -102,6 +103,15 @@ pub trait Suite: Send + Sync {
     /// # Errors
     /// A split that there is not; data that cannot be read.
     fn count(&self, split: &str) -> Result<Option<usize>, EnvError>;
+
+    /// What of a split's data is not among its tasks, a line each, for people.
+    ///
+    /// # Errors
+    /// As [`Suite::count`].
+    fn passed_over(&self, split: &str) -> Result<Vec<String>, EnvError> {
+        let _ = split;
+        Ok(Vec::new())
+    }
 
     /// Opens a task; it begins with [`Env::reset`]. `seed` makes the tasks of worlds that make them, and chooses nothing
     /// where tasks are listed.
