@@ -70,6 +70,26 @@ pub fn write(products: &[(u32, u32)], lengths: &[u8], worth: &Worth, out: &mut V
     best_of_all
 }
 
+/// Whether a word is so common that its counts are also kept as a list of all products, for questions about one of them:
+/// reading a block for each question would be reading the whole word.
+pub fn is_common(frequency: usize, products: usize) -> bool {
+    products >= 1024 && frequency >= products / 16
+}
+
+/// Bytes of a list of counts.
+pub fn counts_size(products: usize) -> usize {
+    products.div_ceil(2)
+}
+
+/// Writes a common word's counts, four bits each; 15 is 15 or more.
+pub fn write_counts(list: &[(u32, u32)], products: usize, out: &mut Vec<u8>) {
+    out.clear();
+    out.resize(counts_size(products), 0);
+    for &(product, count) in list {
+        out[product as usize / 2] |= (count.min(15) as u8) << (product % 2 * 4);
+    }
+}
+
 /// One block's entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -93,6 +113,8 @@ pub struct Cursor<'m> {
     /// From the word's first block on; may reach beyond its last.
     bytes: &'m [u8],
     entries: &'m [u8],
+    /// Four bits a product, of a common word.
+    common: Option<&'m [u8]>,
     block: usize,
     /// The block now, if it is read.
     read: bool,
@@ -112,6 +134,7 @@ impl<'m> Cursor<'m> {
             products,
             bytes,
             entries,
+            common: None,
             block: 0,
             read: false,
             ids: [0; BLOCK],
@@ -119,6 +142,11 @@ impl<'m> Cursor<'m> {
             held: 0,
             at: 0,
         })
+    }
+
+    /// Answers questions about one product from a list of all counts.
+    pub fn with_counts(self, counts: &'m [u8]) -> Option<Cursor<'m>> {
+        (counts.len() == counts_size(self.products as usize)).then_some(Cursor { common: Some(counts), ..self })
     }
 
     fn blocks(&self) -> usize {
@@ -210,6 +238,12 @@ impl<'m> Cursor<'m> {
 
     /// How often product `id` has the word; `id` never falls.
     pub fn count(&mut self, id: u32) -> Result<u32, EnvError> {
+        if let Some(byte) = self.common.and_then(|counts| counts.get(id as usize / 2)) {
+            let count = byte >> (id % 2 * 4) & 15;
+            if count < 15 {
+                return Ok(u32::from(count));
+            }
+        }
         self.skip_blocks(id)?;
         if self.block == self.blocks() {
             return Ok(0);
@@ -263,10 +297,13 @@ mod tests {
                 from = to;
             }
             prop_assert_eq!(&all, &products);
-            let mut reader = cursor();
-            for id in (0..5000).step_by(3) {
-                let want = products.iter().find(|p| p.0 == id).map_or(0, |p| p.1);
-                prop_assert_eq!(reader.count(id).unwrap(), want);
+            let mut counts = Vec::new();
+            write_counts(&products, 5000, &mut counts);
+            for mut reader in [cursor(), cursor().with_counts(&counts).unwrap()] {
+                for id in (0..5000).step_by(3) {
+                    let want = products.iter().find(|p| p.0 == id).map_or(0, |p| p.1);
+                    prop_assert_eq!(reader.count(id).unwrap(), want);
+                }
             }
         }
 

@@ -151,8 +151,9 @@ impl Builder {
         let mut text = Out::new(&folder, format::TERMS)?;
         let mut blocks = Out::new(&folder, format::BLOCKS)?;
         let mut all = Out::new(&folder, format::POSTINGS)?;
-        let mut terms = 0u64;
-        let (mut bytes, mut entries) = (Vec::new(), Vec::new());
+        let mut commons = Out::new(&folder, format::COUNTS)?;
+        let (mut terms, mut common) = (0u64, 0u32);
+        let (mut bytes, mut entries, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         sorted.merge(|word, list| {
             if terms.is_multiple_of(4096) && !going(terms) {
                 return Err(EnvError::Io(std::io::ErrorKind::Interrupted.into()));
@@ -172,6 +173,14 @@ impl Builder {
             table.put(&(list.len() as u32).to_le_bytes())?;
             table.put(&block.to_le_bytes())?;
             table.put(&best.to_le_bytes())?;
+            if postings::is_common(list.len(), lengths.len()) {
+                common += 1;
+                table.put(&common.to_le_bytes())?;
+                postings::write_counts(list, lengths.len(), &mut counts);
+                commons.put(&counts)?;
+            } else {
+                table.put(&0u32.to_le_bytes())?;
+            }
             text.put(word)?;
             blocks.put(&entries)?;
             all.put(&bytes)?;
@@ -182,6 +191,7 @@ impl Builder {
         text.end(&mut parts, true)?;
         blocks.end(&mut parts, true)?;
         all.end(&mut parts, false)?;
+        commons.end(&mut parts, true)?;
         let built = Built { products: order.len() as u64, goals: goals.len() as u64, words, terms };
         let Built { products, goals, .. } = built;
         Header { v: VERSION, products, goals, texts, words, terms, parts }.write(&folder)?;

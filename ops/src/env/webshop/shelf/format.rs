@@ -23,6 +23,8 @@ pub const TERMS: &str = "terms.text";
 pub const TERMS_INDEX: &str = "terms.index";
 pub const BLOCKS: &str = "blocks";
 pub const POSTINGS: &str = "postings";
+/// Counts of common words.
+pub const COUNTS: &str = "counts";
 pub const GOALS: &str = "goals.jsonl";
 
 /// Bytes of a row of `products.index`.
@@ -30,7 +32,7 @@ pub const PRODUCT_ROW: usize = 16;
 /// Bytes of a row of `asins.index`.
 pub const ASIN_ROW: usize = 8;
 /// Bytes of a row of `terms.index`.
-pub const TERM_ROW: usize = 32;
+pub const TERM_ROW: usize = 36;
 
 /// A header is small.
 const LARGEST_HEADER: u64 = 1 << 16;

@@ -12,8 +12,9 @@
 //! | `products.index` | begin u64, length u32, crc32 u32 of a line                                                 |
 //! | `asins.index`    | product u32, end u32 in `asins.text`; sorted by asin. A product's row here is its number in the index |
 //! | `lengths`        | words of a product, as one byte                                                            |
-//! | `terms.index`    | begin u64 in `terms.text`, begin u64 in `postings`, length u32, products u32, first block u32, best f32 |
+//! | `terms.index`    | begin u64 in `terms.text`, begin u64 in `postings`, length u32, products u32, first block u32, best f32, place in `counts` u32 from 1, or 0 |
 //! | `blocks`         | last product u32, end u32, best f32                                                        |
+//! | `counts`         | of a word that one product in 16 has: how often each product has it, four bits each         |
 //!
 //! Invariants: equal products in equal order give equal bytes; opening reads tables once for their checksums and nothing
 //! else; every number of a file is checked before it is used, so a file of any content gives an error, never a panic.

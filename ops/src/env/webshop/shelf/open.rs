@@ -10,7 +10,7 @@ use crate::env::webshop::Store;
 use crate::env::webshop::goals::Goal;
 use crate::env::webshop::product::Product;
 use crate::env::webshop::search::analyze::words;
-use crate::env::webshop::search::postings::{Cursor, ENTRY, damaged};
+use crate::env::webshop::search::postings::{Cursor, ENTRY, counts_size, damaged};
 use crate::env::webshop::search::query::{self, Term};
 use crate::env::webshop::search::score::{Worth, idf};
 
@@ -30,6 +30,7 @@ pub struct Shelf {
     terms_index: Map,
     blocks: Map,
     postings: Map,
+    counts: Map,
     worth: Worth,
 }
 
@@ -60,6 +61,7 @@ impl Shelf {
             terms_index: checked(format::TERMS_INDEX)?,
             blocks: checked(format::BLOCKS)?,
             postings: Map::open(folder, &header, format::POSTINGS)?,
+            counts: checked(format::COUNTS)?,
             worth: Worth::new(header.texts, header.words),
             header,
         };
@@ -152,8 +154,14 @@ impl Shelf {
                 slice_from(&self.postings, u64_at(row, 8)).ok_or_else(damaged)?,
                 self.blocks.get(blocks..).ok_or_else(damaged)?,
             );
+            let mut cursor = cursor.ok_or_else(damaged)?;
+            if let Some(before) = u32_at(row, 32).checked_sub(1) {
+                let size = counts_size(self.len()) as u64;
+                let counts = u64::from(before).checked_mul(size).and_then(|begin| slice(&self.counts, begin, size));
+                cursor = counts.and_then(|counts| cursor.with_counts(counts)).ok_or_else(damaged)?;
+            }
             let weight = count as f32 * idf(self.header.texts, frequency);
-            terms.push(Term::new(cursor.ok_or_else(damaged)?, weight));
+            terms.push(Term::new(cursor, weight));
         }
         let found = query::best(terms, &self.lengths, &self.worth, hits)?;
         let product = |(rank, score): (u32, f32)| {
