@@ -138,7 +138,7 @@ fn whatever_a_reset_or_a_step_is_not_is_said() {
         assert_eq!(env.reset().unwrap().text, "a room");
         let said = error(env.step("x"));
         assert!(said.contains(says) && said.contains("`step`"), "{line}: {said}");
-        assert!(matches!(env.step("x"), Err(_)), "a program that broke the protocol is not asked on");
+        assert!(env.step("x").is_err(), "a program that broke the protocol is not asked on");
     }
     let place = Place::new();
     let suite = place.program(&format!("{HELLO}{RESET}read -r line\necho '{{\"id\":3,\"actions\":\"all\"}}'")).unwrap();
@@ -153,12 +153,12 @@ fn whatever_a_reset_or_a_step_is_not_is_said() {
 fn a_program_that_hangs_is_given_up_and_is_gone() {
     let place = Place::new();
     let hang = format!("echo $$ > $DIR/pid\n{HELLO}{RESET}sleep 1000");
-    let suite = place.program_with(&hang, json!({ "deadline": 1.0 })).unwrap();
+    let suite = place.program_with(&hang, json!({ "deadline": 4.0 })).unwrap();
     let mut env = first(&*suite).unwrap();
     let clock = Instant::now();
     let said = error(env.step("x"));
-    assert_eq!(said, "the environment `odd` did not answer `step` within 1 s");
-    assert!(clock.elapsed() < Duration::from_secs(20));
+    assert_eq!(said, "the environment `odd` did not answer `step` within 4 s");
+    assert!(clock.elapsed() < Duration::from_secs(60));
     let id: u32 = std::fs::read_to_string(place.path("pid")).unwrap().trim().parse().unwrap();
     if cfg!(target_os = "linux") {
         let runs = std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "));

@@ -516,3 +516,18 @@ fn recipes_let_a_server_act_and_not_be_trained() {
     wrong("url = \"http://host/v1\"\napi = \"completions\"", "nothing says how a conversation becomes one");
     wrong("url = \"http://host/v1\"\nextra = { stream = true }", "`stream` of the request is set by the step");
 }
+
+#[test]
+fn a_server_is_told_the_variables_of_its_chat_template() {
+    let server = StandIn::new(|seen, _| if seen.path == "/v1/models" { models(&["m"]) } else { said("x") });
+    let off = json!({ "enable_thinking": false }).as_object().unwrap().clone();
+    let extra = |value: Value| [("chat_template_kwargs".to_owned(), value)].into_iter().collect();
+    let settings = Settings { extra: extra(json!({ "custom": 1 })), ..server.settings() };
+    let mut policy = Endpoint::new(settings, None).unwrap();
+    policy.set(&off).unwrap();
+    ask(&mut policy, &["q"], &[]).unwrap();
+    assert_eq!(server.seen(CHAT)[0].body["chat_template_kwargs"], json!({ "custom": 1, "enable_thinking": false }));
+    let settings = Settings { extra: extra(json!({ "enable_thinking": true })), ..server.settings() };
+    let error = Endpoint::new(settings, None).unwrap().set(&off).unwrap_err().to_string();
+    assert!(error.contains("`enable_thinking` is `false` in the prompt and `true` in `extra."), "{error}");
+}

@@ -238,8 +238,6 @@ pub(super) fn sorted(mut actions: Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use proptest::prelude::*;
 
     use super::*;
