@@ -231,7 +231,27 @@ fn what_is_no_problem_is_refused_with_its_line() {
         "line 11: `mug_bar_1` is not declared as `receptacle`"
     );
     assert_eq!(change("(atLocation agent1 loc_bar_5)", ""), "line 8: no `atLocation` says where the agent is");
-    assert_eq!(change("(objectType Mug_bar_1 MugType)", ""), "line 18: object `mug_bar_1` has no `objectType`");
+    assert_eq!(
+        change("(objectType Mug_bar_1 MugType)", "(objectType Mug_bar_1 MugType) (objectType Mug_bar_1 KnifeType)"),
+        "line 18: `mug_bar_1` has a second `objecttype`, expected one"
+    );
+    assert_eq!(
+        change("(atLocation agent1 loc_bar_5)", "(atLocation agent1 loc_bar_5) (atLocation agent1 loc_bar_4)"),
+        "line 8: a second `atLocation`, expected one agent in one place"
+    );
+    assert_eq!(
+        change("(atLocation agent1 loc_bar_5)", "(atLocation agent1 loc_bar_5) (holds agent1 Mug_bar_1)"),
+        "line 8: `holds` without `holdsAny`, expected both or neither"
+    );
+    assert_eq!(
+        change("(inReceptacle ?o ?r)", "(inReceptacle ?o ?r) (isHot ?o) (isClean ?o)"),
+        "line 27: the goal has a second treatment, expected one"
+    );
+    assert_eq!(
+        change("(inReceptacle ?o ?r)", "(inReceptacle ?o ?r) (receptacleType ?r CounterTopType)"),
+        "line 27: the goal has a second class of receptacles, expected one"
+    );
+    assert_eq!(change("(inReceptacle ?o ?r)", "(isHot ?o)"), "line 26: the goal is none of the six tasks");
     assert_eq!(change("(:goal (and", "(:goal (or"), "line 26: the goal has a `or` that none of the six tasks has");
     assert_eq!(
         change("(inReceptacle ?o ?r)", "(full ?r)"),

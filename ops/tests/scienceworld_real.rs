@@ -133,7 +133,7 @@ fn captured_episodes_go_as_captured() {
         assert_eq!(machine.description().unwrap(), *first.task_desc.as_ref().unwrap());
     }
     eprintln!("{equal} of {texts} texts are equal by lines, {} differ by more than order and numbers", off.len());
-    assert!(equal * 10 >= texts * 9, "only {equal} of {texts} texts have the captured lines");
+    assert!(equal * 100 >= texts * 95, "only {equal} of {texts} texts have the captured lines");
     assert!(off.len() * 100 <= texts, "{} of {texts} texts differ: {}", off.len(), off.join("\n"));
 }
 
@@ -331,7 +331,39 @@ fn memory(id: u32) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
-/// Prints what a machine costs. `cargo test --release -p actloom-ops --test scienceworld_real -- --ignored measure
+/// Seconds on a processor, so far.
+fn spent(id: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // ticks of 10 ms, in the program and in the kernel
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Wall clock and processor time of many calls.
+#[derive(Default)]
+struct Cost {
+    calls: u32,
+    wall: f64,
+    processor: f64,
+}
+
+impl Cost {
+    fn of<T>(&mut self, id: u32, calls: usize, act: impl FnOnce() -> T) -> T {
+        let (clock, before) = (Instant::now(), spent(id));
+        let done = act();
+        self.wall += clock.elapsed().as_secs_f64();
+        self.processor += spent(id) - before;
+        self.calls += calls as u32;
+        done
+    }
+
+    fn told(&self) -> String {
+        let each = |time: f64| 1e3 * time / f64::from(self.calls);
+        format!("{:.1} ms ({:.1} on a processor)", each(self.wall), each(self.processor))
+    }
+}
+
+/// Prints what a machine costs: `cargo test --release -p actloom-ops --test scienceworld_real -- --ignored measure
 /// --nocapture`
 #[cfg(target_os = "linux")]
 #[test]
@@ -341,42 +373,33 @@ fn measure() {
     let clock = Instant::now();
     let mut machine = Machine::start(&java, Limits::default()).unwrap();
     let id = machine.id().unwrap();
-    eprintln!("start: {:.2} s", clock.elapsed().as_secs_f64());
-    let rows = episodes();
-    let mut row = |name: &str, list: bool| {
-        let (mut loads, mut load, mut steps, mut step, mut listed, mut list_time) = (0, 0.0, 0, 0.0, 0, 0.0);
-        for episode in rows.iter().filter(|rows| rows[0].simp == "easy") {
-            let clock = Instant::now();
-            machine.load(&episode[0].task, episode[0].var, "easy", false).unwrap();
-            machine.step("look around").unwrap();
-            load += clock.elapsed().as_secs_f64();
-            loads += 1;
-            for row in &episode[1..] {
-                if list {
-                    let clock = Instant::now();
-                    listed += machine.actions().unwrap().len();
-                    list_time += clock.elapsed().as_secs_f64();
+    eprintln!("start: {:.2} s, {:.2} on a processor", clock.elapsed().as_secs_f64(), spent(id));
+    let all = episodes();
+    let easy: Vec<&Vec<Row>> = all.iter().filter(|rows| rows[0].simp == "easy").collect();
+    for (name, list) in [("cold, without lists", false), ("without lists", false), ("with lists", true)] {
+        let (mut load, mut play, mut listed) = (Cost::default(), Cost::default(), 0);
+        for rows in &easy {
+            load.of(id, 1, || {
+                machine.load(&rows[0].task, rows[0].var, "easy", false).unwrap();
+                machine.step("look around").unwrap();
+            });
+            play.of(id, rows.len() - 1, || {
+                for row in &rows[1..] {
+                    listed += if list { machine.actions().unwrap().len() } else { 0 };
+                    machine.step(&row.cmd).unwrap();
+                    machine.state().unwrap();
                 }
-                let clock = Instant::now();
-                machine.step(&row.cmd).unwrap();
-                machine.state().unwrap();
-                step += clock.elapsed().as_secs_f64();
-                steps += 1;
-            }
+            });
         }
+        let each = listed as f64 / f64::from(play.calls);
         eprintln!(
-            "{name}: load {:.1} ms, step {:.2} ms, list {:.2} ms of {:.0} actions, {:.0} steps/s, {:.0} MiB",
-            1e3 * load / f64::from(loads),
-            1e3 * step / f64::from(steps),
-            1e3 * list_time / f64::from(steps),
-            listed as f64 / f64::from(steps),
-            f64::from(steps) / (step + list_time),
+            "{name}: load {}, step {}, {:.0} steps/s, {each:.0} actions, {:.0} MiB",
+            load.told(),
+            play.told(),
+            f64::from(play.calls) / play.wall,
             memory(id)
         );
-    };
-    row("cold, without lists", false);
-    row("warm, without lists", false);
-    row("warm, with lists", true);
+    }
     let mut most: BTreeMap<usize, f64> = BTreeMap::new();
     for i in 0..1000 {
         let kind = &KINDS[i % KINDS.len()];

@@ -104,6 +104,15 @@ pub trait Suite: Send + Sync {
     /// A split that there is not; data that cannot be read.
     fn count(&self, split: &str) -> Result<Option<usize>, EnvError>;
 
+    /// What of a split's data is not among its tasks, a line each, for people.
+    ///
+    /// # Errors
+    /// As [`Suite::count`].
+    fn passed_over(&self, split: &str) -> Result<Vec<String>, EnvError> {
+        let _ = split;
+        Ok(Vec::new())
+    }
+
     /// Opens a task; it begins with [`Env::reset`]. `seed` makes the tasks of worlds that make them, and chooses nothing
     /// where tasks are listed.
     ///

@@ -1,8 +1,10 @@
-//! What a person or a script asks of one model: its sizes, its logits, a text, a copy in another form, a talk.
+//! What a person or a script asks of one model or one world: sizes, logits, a text, a copy in another form, a talk, a
+//! game.
 //!
 //! - `info`: what a folder or a file holds, without loading it. - `logits`: logits and greedy ids of given tokens.
 //! - `generate`: texts for a prompt. - `talk`: a conversation whose cache goes on. - `convert`: the same weights in
-//!   other types and shards. - `merge`: a model with its adapters added to the weights.
+//!   other types and shards. - `merge`: a model with its adapters added to the weights. - `worlds`: environments, their
+//!   tasks, and captured transcripts replayed.
 //!
 //! Invariants: plain data in and out, so that the program knows no tensor; files and folders appear whole under their
 //! names or not at all, and a folder never replaces one that is there.
@@ -12,8 +14,10 @@ pub mod generate;
 pub mod info;
 pub mod logits;
 pub mod merge;
+pub mod play;
 pub mod stream;
 pub mod talk;
+pub mod worlds;
 
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::{Utf8Path, Utf8PathBuf};

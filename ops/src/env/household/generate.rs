@@ -176,7 +176,7 @@ pub(super) fn task(settings: &Settings, rooms: &Rooms, split: Split, index: usiz
             world: Arc::new(world),
             start: Arc::new(start),
             novelty,
-            wording: settings.wording,
+            voice: settings.wording.into(),
             expert: settings.expert,
         };
     }
@@ -336,8 +336,8 @@ impl<'a> Draft<'a> {
             start.inside[r] |= only(o);
             start.lying[self.layout.receptacles[r].1] |= only(o);
         }
-        let numbers = (0..=locations).map(|location| locations + 1 - location).collect();
-        (World::new(receptacles, objects, abilities, accepts, numbers), start)
+        let places = (0..=locations).map(|location| format!("loc {}", locations + 1 - location)).collect();
+        (World::new(receptacles, objects, abilities, accepts, places), start)
     }
 }
 

@@ -5,13 +5,15 @@
 //! but the exact planner's and the list of admissible actions.
 //!
 //! 1. `world`: entities, state, rules. `text`: replies. `goal`: six kinds of task.
-//! 2. `pddl`: original problems.
+//! 2. `pddl`: original problems. `grammar`: how a game file words them. `games`: folders of them.
 //! 3. `lexicon`, `generate`: rooms and tasks.
 //! 4. `memory`, `search`, `plan`: what was seen, and two experts.
 //! 5. `play`: deductions, random play and goals in hindsight. `suite`: tasks by split.
 
+mod games;
 mod generate;
 mod goal;
+mod grammar;
 mod lexicon;
 mod memory;
 mod pddl;
@@ -29,11 +31,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Env, EnvError, Observation, Snapshot};
 use crate::artifact::Task;
+pub(crate) use games::text_of;
+pub use games::{Game, read_game};
 pub use goal::{Goal, TaskKind};
+use grammar::{Help, Voice};
 use memory::Memory;
 pub use pddl::ProblemError;
 pub use suite::{SPLITS, open};
-use world::{State, World};
+pub(crate) use text::TASK;
+use world::{Action, State, World};
 
 /// Which world to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +61,9 @@ pub struct Settings {
     pub wording: Wording,
     /// Who `Env::expert` is.
     pub expert: Expert,
+    /// Of original games: whose description is the line of the task, from 0, of those in `traj_data.json`. Left out, it
+    /// is the line of the game file.
+    pub annotation: Option<u32>,
 }
 
 impl Default for Settings {
@@ -67,6 +76,7 @@ impl Default for Settings {
             rooms: 0,
             wording: Wording::Move,
             expert: Expert::Search,
+            annotation: None,
         }
     }
 }
@@ -195,7 +205,7 @@ pub struct HouseholdTask {
     world: Arc<World>,
     start: Arc<State>,
     novelty: Vec<Novelty>,
-    wording: Wording,
+    voice: Voice,
     expert: Expert,
 }
 
@@ -210,27 +220,32 @@ pub fn tasks(settings: &Settings, split: Split, count: usize, seed: u64) -> Vec<
 /// # Errors
 /// Names the line of what is not such a problem.
 pub fn read_problem(text: &str, split: &str) -> Result<HouseholdTask, ProblemError> {
-    let pddl::Problem { name, world, start, goal } = pddl::read(text)?;
-    let task = Task {
-        env: "household".to_owned(),
-        id: name,
-        split: split.to_owned(),
-        kind: goal.kind.name().to_owned(),
-        goal: goal.text(),
-        seed: None,
-    };
-    Ok(HouseholdTask {
-        task,
-        goal,
-        world: Arc::new(world),
-        start: Arc::new(start),
-        novelty: Vec::new(),
-        wording: Wording::Move,
-        expert: Expert::Search,
-    })
+    let problem = pddl::read(text)?;
+    let line = problem.goal.text();
+    Ok(HouseholdTask::of(problem, split, line, Wording::Move.into(), Expert::Search))
+}
+
+/// The line of the task in an episode's first observation.
+pub(crate) fn task_line(observation: &str) -> Option<&str> {
+    observation.rsplit_once(TASK).map(|(_, line)| line)
 }
 
 impl HouseholdTask {
+    /// A problem that was read, worded as its file has it.
+    fn of(problem: pddl::Problem, split: &str, line: String, voice: Voice, expert: Expert) -> HouseholdTask {
+        let pddl::Problem { name, world, start, goal } = problem;
+        let task = Task {
+            env: "household".to_owned(),
+            id: name,
+            split: split.to_owned(),
+            kind: goal.kind.name().to_owned(),
+            goal: line,
+            seed: None,
+        };
+        let (world, start) = (Arc::new(world), Arc::new(start));
+        HouseholdTask { task, goal, world, start, novelty: Vec::new(), voice, expert }
+    }
+
     /// What episodes say of the task.
     pub fn task(&self) -> &Task {
         &self.task
@@ -248,7 +263,13 @@ impl HouseholdTask {
 
     /// The same problem in another wording.
     pub fn worded(mut self, wording: Wording) -> HouseholdTask {
-        self.wording = wording;
+        self.voice = wording.into();
+        self
+    }
+
+    /// The same problem with another line for its task, a full stop at the end.
+    pub fn with_line(mut self, line: &str) -> HouseholdTask {
+        line.clone_into(&mut self.task.goal);
         self
     }
 
@@ -290,13 +311,18 @@ impl Household {
     pub fn plan(&self) -> Option<Vec<String>> {
         let world = &self.task.world;
         let plan = plan::shortest(world, &self.state, &self.aim)?;
-        Some(plan.into_iter().map(|action| world.phrase(action, self.task.wording)).collect())
+        Some(plan.into_iter().map(|action| world.phrase(action, self.task.voice.wording)).collect())
     }
 
     fn observation(&self, text: String, before: bool, valid: Option<bool>) -> Observation {
         let won = self.won();
         let score = f64::from(u8::from(won));
         Observation { text, reward: score - f64::from(u8::from(before)), score, done: won, won, valid }
+    }
+
+    /// Whether the game has such a command.
+    fn knows(&self, action: Action) -> bool {
+        action != Action::Help || self.task.voice.help != Help::Missing
     }
 
     /// What episodes say of the task.
@@ -316,11 +342,11 @@ impl Household {
     pub fn step(&mut self, action: &str) -> Observation {
         let before = self.won();
         let world = &self.task.world;
-        let (text, valid) = match world.parse(action.trim(), self.task.wording) {
-            Some(action) if world.allowed(&self.state, action) => {
+        let (text, valid) = match world.parse(action.trim(), self.task.voice.wording) {
+            Some(action) if world.allowed(&self.state, action) && self.knows(action) => {
                 world.apply(&mut self.state, action);
                 self.memory.note(world, &self.state, action);
-                (world.report(&self.state, action, self.task.wording), true)
+                (world.report(&self.state, action, &self.task.voice), true)
             }
             _ => (text::NOTHING.to_owned(), false),
         };
@@ -330,8 +356,9 @@ impl Household {
     /// Actions that would change or show something now, sorted.
     pub fn admissible(&self) -> Vec<String> {
         let world = &self.task.world;
-        let phrase = |action| world.phrase(action, self.task.wording);
-        let mut actions: Vec<String> = world.actions(&self.state).into_iter().map(phrase).collect();
+        let phrase = |action| world.phrase(action, self.task.voice.wording);
+        let possible = world.actions(&self.state).into_iter().filter(|&action| self.knows(action));
+        let mut actions: Vec<String> = possible.map(phrase).collect();
         actions.sort_unstable();
         actions
     }
@@ -347,7 +374,7 @@ impl Household {
             Expert::Plan => None,
         };
         let action = action.or_else(|| plan::shortest(world, state, &self.aim)?.into_iter().next())?;
-        Some(world.phrase(action, self.task.wording))
+        Some(world.phrase(action, self.task.voice.wording))
     }
 }
 

@@ -6,7 +6,7 @@
 //! 4. The goal, one of six.
 //!
 //! Invariants: names are lower-cased first, as the original engine does; what the reader does not understand it
-//! refuses, naming the line.
+//! refuses, naming the line; nesting is bounded, so no text overflows the stack.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +23,9 @@ pub struct ProblemError {
     pub line: usize,
     pub what: String,
 }
+
+/// How deep parentheses may nest: four times what ALFWorld's domain and goals need.
+const DEEPEST: usize = 64;
 
 type Result<T> = std::result::Result<T, ProblemError>;
 
@@ -84,6 +87,9 @@ fn parse(text: &str) -> Result<Expr> {
         let code = line.split(';').next().unwrap_or_default().to_lowercase();
         for word in code.replace('(', " ( ").replace(')', " ) ").split_whitespace() {
             let done = match word {
+                "(" if open.len() == DEEPEST => {
+                    return err(number, format!("parentheses nest deeper than {DEEPEST}, expected at most as deep"));
+                }
                 "(" => {
                     open.push((number, Vec::new()));
                     continue;
@@ -105,6 +111,25 @@ fn parse(text: &str) -> Result<Expr> {
         Some((line, _)) => err(*line, "found `(` without its `)`"),
         None => err(1, "found nothing, expected `(define (problem ...) ...)`"),
     }
+}
+
+/// The names of a domain's actions, lower-cased.
+pub(super) fn actions(domain: &str) -> Result<Vec<String>> {
+    let expr = parse(domain)?;
+    let (head, sections) = expr.call()?;
+    if head != "define" {
+        return err(expr.line(), format!("found `({head} ...)`, expected `(define (domain ...) ...)`"));
+    }
+    let mut names = Vec::new();
+    for section in sections {
+        if let (":action", rest) = section.call()? {
+            match rest.first() {
+                Some(name) => names.push(name.atom()?.to_owned()),
+                None => return err(section.line(), "an `:action` has no name"),
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// Predicates that may stand in `:init`, with their numbers of arguments. Those without effect on play are read too.
@@ -232,6 +257,8 @@ fn declarations(items: &[Expr]) -> Result<BTreeMap<&str, &str>> {
         let of = of.atom()?;
         types.extend(untyped.drain(..).map(|name| (name, of)));
     }
+    // PDDL's default
+    types.extend(untyped.into_iter().map(|name| (name, "object")));
     Ok(types)
 }
 
@@ -239,9 +266,8 @@ fn declarations(items: &[Expr]) -> Result<BTreeMap<&str, &str>> {
 struct Entities<'a> {
     index: BTreeMap<&'a str, usize>,
     ids: BTreeMap<&'static str, Vec<&'a str>>,
+    /// Class and number; no number for an id without coordinates, whose class alone is its name.
     names: BTreeMap<&'a str, (String, usize)>,
-    /// The first line that uses an id.
-    used: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Entities<'a> {
@@ -258,8 +284,7 @@ impl<'a> Entities<'a> {
                 *first = (*line).min(*first);
             }
         }
-        let mut found =
-            Entities { index: BTreeMap::new(), ids: BTreeMap::new(), names: BTreeMap::new(), used: BTreeMap::new() };
+        let mut found = Entities { index: BTreeMap::new(), ids: BTreeMap::new(), names: BTreeMap::new() };
         let mut classes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (&id, &line) in &used {
             let kind = match sections.types[id] {
@@ -268,15 +293,17 @@ impl<'a> Entities<'a> {
                 "location" => "location",
                 _ => continue,
             };
-            let Some((class, _)) = id.split_once("_bar_") else {
-                return err(line, format!("`{id}` has no `_bar_` after its class"));
-            };
-            let class = if id.contains("basin") { format!("{class}basin") } else { class.to_owned() };
-            classes.entry(class).or_default().push(id);
+            match id.split_once("_bar_") {
+                Some((class, _)) if id.contains("basin") => {
+                    classes.entry(format!("{class}basin")).or_default().push(id)
+                }
+                Some((class, _)) => classes.entry(class.to_owned()).or_default().push(id),
+                None => drop(found.names.insert(id, (id.to_owned(), 0))),
+            }
             let ids = found.ids.entry(kind).or_default();
             found.index.insert(id, ids.len());
             ids.push(id);
-            if ids.len() > LIMIT {
+            if ids.len() > LIMIT && kind != "location" {
                 return err(
                     line,
                     format!("the problem has more than {LIMIT} of kind `{kind}`, expected at most as many"),
@@ -289,7 +316,6 @@ impl<'a> Entities<'a> {
                 found.names.insert(id, (class.clone(), ids.len() - index));
             }
         }
-        found.used = used;
         Ok(found)
     }
 
@@ -297,9 +323,12 @@ impl<'a> Entities<'a> {
         self.ids.get(kind).map_or(&[], Vec::as_slice)
     }
 
+    /// `mug 1`; `mug ` where the original finds no number.
     fn name(&self, id: &str) -> String {
-        let (class, number) = &self.names[id];
-        format!("{class} {number}")
+        match &self.names[id] {
+            (class, 0) => format!("{class} "),
+            (class, number) => format!("{class} {number}"),
+        }
     }
 }
 
@@ -321,60 +350,71 @@ pub(super) fn read(text: &str) -> Result<Problem> {
         Some(&index) if sections.types[id] == kind => Ok(index),
         _ => err(line, format!("`{id}` is not declared as `{kind}`")),
     };
-    let set_of = |predicate: &str, kind: &str| -> Result<Set> {
-        sections.all(predicate).try_fold(0, |set, (line, args)| Ok(set | only(find(kind, line, args[0])?)))
+    let set_of = |predicate: &str| -> Result<Set> {
+        sections.all(predicate).try_fold(0, |set, (line, args)| Ok(set | only(find("object", line, args[0])?)))
     };
-    let receptacle_ids = entities.ids("receptacle");
+    // What a predicate says of each entity of a kind; saying two things is refused.
+    let told = |predicate: &str, kind: &str| -> Result<Vec<Option<(usize, &str)>>> {
+        let mut told = vec![None; entities.ids(kind).len()];
+        for (line, args) in sections.all(predicate) {
+            let entry = &mut told[find(kind, line, args[0])?];
+            if entry.is_some_and(|(_, before)| before != args[1]) {
+                return err(line, format!("`{}` has a second `{predicate}`, expected one", args[0]));
+            }
+            *entry = Some((line, args[1]));
+        }
+        Ok(told)
+    };
     let object_ids = entities.ids("object");
     let location_ids = entities.ids("location");
 
-    let mut receptacle_class = vec![None; receptacle_ids.len()];
-    for (line, args) in sections.all("receptacletype") {
-        receptacle_class[find("receptacle", line, args[0])?] = Some(class_of(line, args[1])?);
-    }
-    let mut object_class = vec![None; object_ids.len()];
-    for (line, args) in sections.all("objecttype") {
-        object_class[find("object", line, args[0])?] = Some(class_of(line, args[1])?);
-    }
-    let mut location = vec![None; receptacle_ids.len()];
-    for (line, args) in sections.all("receptacleatlocation") {
-        location[find("receptacle", line, args[0])?] = Some(find("location", line, args[1])?);
-    }
-    let openable = set_of("openable", "receptacle")?;
+    // A receptacle that is nowhere cannot be reached nor seen: as in the original, it has a number and that is all.
+    let classes = told("receptacletype", "receptacle")?;
     let mut receptacles = Vec::new();
-    for (r, id) in receptacle_ids.iter().enumerate() {
-        let (Some(class), Some(location)) = (receptacle_class[r].take(), location[r]) else {
-            return err(
-                entities.used[id],
-                format!("receptacle `{id}` has no `receptacleType` or no `receptacleAtLocation`"),
-            );
+    let mut kept: Vec<Option<usize>> = Vec::new();
+    for (r, location) in told("receptacleatlocation", "receptacle")?.into_iter().enumerate() {
+        let Some((line, location)) = location else {
+            kept.push(None);
+            continue;
         };
-        let openable = openable >> r & 1 == 1;
-        receptacles.push(Receptacle { name: entities.name(id), class, location, openable });
+        kept.push(Some(receptacles.len()));
+        let class = classes[r].map_or(Ok(String::new()), |(line, class)| class_of(line, class))?;
+        let location = find("location", line, location)?;
+        let name = entities.name(entities.ids("receptacle")[r]);
+        receptacles.push(Receptacle { name, class, location, openable: false });
+    }
+    let place = |line: usize, id: &str| find("receptacle", line, id).map(|r| kept[r]);
+    for (line, args) in sections.all("openable") {
+        if let Some(r) = place(line, args[0])? {
+            receptacles[r].openable = true;
+        }
+    }
+    let mut opened = 0;
+    for (line, args) in sections.all("opened") {
+        opened |= place(line, args[0])?.map_or(0, only);
     }
 
-    let holders = set_of("isreceptacleobject", "object")?;
+    let holders = set_of("isreceptacleobject")?;
     let mut contents = vec![0; object_ids.len()];
     for (line, args) in sections.all("inreceptacleobject") {
         contents[find("object", line, args[1])?] |= only(find("object", line, args[0])?);
     }
     let mut objects = Vec::new();
-    for (o, id) in object_ids.iter().enumerate() {
-        let Some(class) = object_class[o].take() else {
-            return err(entities.used[id], format!("object `{id}` has no `objectType`"));
-        };
+    for (o, class) in told("objecttype", "object")?.into_iter().enumerate() {
+        // Without a type it fits nowhere, and no goal asks for it.
+        let class = class.map_or(Ok(String::new()), |(line, class)| class_of(line, class))?;
         let contents = (holders >> o & 1 == 1).then_some(contents[o]);
-        objects.push(Object { name: entities.name(id), class, contents });
+        objects.push(Object { name: entities.name(object_ids[o]), class, contents });
     }
 
     let knives = ["knife", "butterknife"];
     let abilities = Abilities {
-        pickupable: set_of("pickupable", "object")?,
-        cleanable: set_of("cleanable", "object")?,
-        heatable: set_of("heatable", "object")?,
-        coolable: set_of("coolable", "object")?,
-        toggleable: set_of("toggleable", "object")?,
-        sliceable: set_of("sliceable", "object")?,
+        pickupable: set_of("pickupable")?,
+        cleanable: set_of("cleanable")?,
+        heatable: set_of("heatable")?,
+        coolable: set_of("coolable")?,
+        toggleable: set_of("toggleable")?,
+        sliceable: set_of("sliceable")?,
         sharp: (0..objects.len()).filter(|&o| knives.contains(&objects[o].class.as_str())).fold(0, |s, o| s | only(o)),
     };
     let mut allowed: BTreeSet<(String, String)> = BTreeSet::new();
@@ -382,51 +422,72 @@ pub(super) fn read(text: &str) -> Result<Problem> {
         allowed.insert((class_of(line, args[0])?, class_of(line, args[1])?));
     }
     let accepts = receptacles.iter().map(|receptacle| {
-        let fits = |o: &usize| allowed.contains(&(receptacle.class.clone(), objects[*o].class.clone()));
+        let fitting: BTreeSet<&str> =
+            allowed.iter().filter(|(into, _)| *into == receptacle.class).map(|(_, class)| class.as_str()).collect();
+        let fits = |o: &usize| fitting.contains(objects[*o].class.as_str());
         (0..objects.len()).filter(fits).fold(0, |set, o| set | only(o))
     });
     let accepts = accepts.collect();
-    let numbers = location_ids.iter().map(|id| entities.names[id].1).collect();
+    let places = location_ids.iter().map(|id| entities.name(id)).collect();
 
     let mut at = None;
     for (line, args) in sections.all("atlocation") {
+        if at.is_some() {
+            return err(line, "a second `atLocation`, expected one agent in one place");
+        }
         at = Some(find("location", line, args[1])?);
     }
     let Some(at) = at else { return err(sections.init, "no `atLocation` says where the agent is") };
     let mut held = None;
     for (line, args) in sections.all("holds") {
+        if held.is_some() {
+            return err(line, "a second `holds`, expected one object in hand at most");
+        }
+        if sections.all("holdsany").next().is_none() {
+            return err(line, "`holds` without `holdsAny`, expected both or neither");
+        }
         held = Some(find("object", line, args[1])?);
+    }
+    if let (None, Some((line, _))) = (held, sections.all("holdsany").next()) {
+        return err(line, "`holdsAny` without `holds`, expected both or neither");
     }
     let mut start = State {
         at,
         held,
-        opened: set_of("opened", "receptacle")?,
+        opened,
         inside: vec![0; receptacles.len()],
         left: vec![0; receptacles.len()],
         lying: vec![0; location_ids.len()],
-        clean: set_of("isclean", "object")?,
-        hot: set_of("ishot", "object")?,
-        cool: set_of("iscool", "object")?,
-        sliced: set_of("issliced", "object")?,
-        toggled: set_of("istoggled", "object")?,
+        clean: set_of("isclean")?,
+        hot: set_of("ishot")?,
+        cool: set_of("iscool")?,
+        sliced: set_of("issliced")?,
+        toggled: set_of("istoggled")?,
     };
     for (line, args) in sections.all("inreceptacle") {
-        start.inside[find("receptacle", line, args[1])?] |= only(find("object", line, args[0])?);
+        let object = find("object", line, args[0])?;
+        if let Some(r) = place(line, args[1])? {
+            start.inside[r] |= only(object);
+        }
     }
     for (line, args) in sections.all("objectatlocation") {
         start.lying[find("location", line, args[1])?] |= only(find("object", line, args[0])?);
     }
     let goal = goal(sections.goal)?;
-    let world = World::new(receptacles, objects, abilities, accepts, numbers);
+    let world = World::new(receptacles, objects, abilities, accepts, places);
     Ok(Problem { name: sections.name, world, start, goal })
 }
 
 /// The atoms of a goal, whatever their nesting: every condition of the six goals is a conjunction under `exists`.
+/// `(not (= ?a ?b))` is found as `distinct`.
 fn atoms<'a>(expr: &'a Expr, found: &mut Vec<(usize, &'a str, Vec<&'a str>)>) -> Result<()> {
     match expr.call()? {
         ("and", rest) => rest.iter().try_for_each(|part| atoms(part, found)),
         ("exists", [_, condition]) => atoms(condition, found),
-        ("not", [inner]) if matches!(inner.call()?, ("=", _)) => Ok(()),
+        ("not", [inner]) if matches!(inner.call()?, ("=", _)) => {
+            found.push((expr.line(), "distinct", Vec::new()));
+            Ok(())
+        }
         (predicate @ ("exists" | "not" | "or" | "forall" | "when"), _) => {
             err(expr.line(), format!("the goal has a `{predicate}` that none of the six tasks has"))
         }
@@ -438,43 +499,59 @@ fn atoms<'a>(expr: &'a Expr, found: &mut Vec<(usize, &'a str, Vec<&'a str>)>) ->
     }
 }
 
+/// Sets what may be said once, or twice alike.
+fn once<T: PartialEq>(line: usize, place: &mut Option<T>, value: T, what: &str) -> Result<()> {
+    match place {
+        Some(before) if *before != value => err(line, format!("the goal has a second {what}, expected one")),
+        _ => {
+            *place = Some(value);
+            Ok(())
+        }
+    }
+}
+
 fn goal(expr: &Expr) -> Result<Goal> {
     let mut found = Vec::new();
     atoms(expr, &mut found)?;
-    let mut kind = TaskKind::PickAndPlaceSimple;
     let mut class_by_variable: BTreeMap<&str, String> = BTreeMap::new();
-    let (mut held, mut lit, mut placed, mut place) = (None, None, BTreeSet::new(), None);
+    let (mut treatment, mut place, mut held, mut lit) = (None, None, None, None);
+    let (mut placed, mut distinct) = (BTreeSet::new(), false);
     for (line, predicate, args) in &found {
+        let line = *line;
         match (*predicate, args.as_slice()) {
+            ("distinct", _) => distinct = true,
             ("objecttype", [variable, class]) => {
-                class_by_variable.insert(*variable, class_of(*line, class)?);
+                class_by_variable.insert(*variable, class_of(line, class)?);
             }
-            ("receptacletype", [_, class]) => place = Some(class_of(*line, class)?),
+            ("receptacletype", [_, class]) => once(line, &mut place, class_of(line, class)?, "class of receptacles")?,
             ("inreceptacle", [variable, _]) => {
                 placed.insert(*variable);
             }
-            ("holds", [_, variable]) => held = Some(*variable),
-            ("istoggled", [variable]) => lit = Some(*variable),
-            ("isclean", [_]) => kind = TaskKind::PickCleanThenPlaceInRecep,
-            ("ishot", [_]) => kind = TaskKind::PickHeatThenPlaceInRecep,
-            ("iscool", [_]) => kind = TaskKind::PickCoolThenPlaceInRecep,
+            ("holds", [_, variable]) => once(line, &mut held, *variable, "object to hold")?,
+            ("istoggled", [variable]) => once(line, &mut lit, *variable, "lamp")?,
+            ("isclean", [_]) => once(line, &mut treatment, TaskKind::PickCleanThenPlaceInRecep, "treatment")?,
+            ("ishot", [_]) => once(line, &mut treatment, TaskKind::PickHeatThenPlaceInRecep, "treatment")?,
+            ("iscool", [_]) => once(line, &mut treatment, TaskKind::PickCoolThenPlaceInRecep, "treatment")?,
             ("cleanable" | "heatable" | "coolable" | "toggleable" | "pickupable", [_]) => {}
             ("atlocation" | "receptacleatlocation" | "objectatlocation", [_, _]) => {}
-            _ => return err(*line, format!("the goal uses `{predicate}` in a way that none of the six tasks does")),
+            _ => return err(line, format!("the goal uses `{predicate}` in a way that none of the six tasks does")),
         }
     }
-    let class = |variable: Option<&str>| variable.and_then(|v| class_by_variable.get(v).cloned());
-    let (object, place) = match (held, lit) {
-        (Some(held), Some(lit)) => {
-            kind = TaskKind::LookAtObjInLight;
-            (class(Some(held)), class(Some(lit)))
+    let class = |variable: &str| class_by_variable.get(variable).cloned();
+    let (kind, object, place) = match (held, lit, treatment, placed.len()) {
+        (Some(held), Some(lit), None, _) => (TaskKind::LookAtObjInLight, class(held), class(lit)),
+        (None, None, treatment, 1) => {
+            (treatment.unwrap_or(TaskKind::PickAndPlaceSimple), placed.first().and_then(|o| class(o)), place)
         }
-        _ => {
-            if placed.len() > 1 {
-                kind = TaskKind::PickTwoObjAndPlace;
+        (None, None, None, 2) if distinct => {
+            let mut classes = placed.iter().map(|o| class(o));
+            let first = classes.next().flatten();
+            if classes.any(|other| other != first) {
+                return err(expr.line(), "the goal asks for two objects of different classes, expected one class");
             }
-            (class(placed.first().copied()), place)
+            (TaskKind::PickTwoObjAndPlace, first, place)
         }
+        _ => return err(expr.line(), "the goal is none of the six tasks"),
     };
     match (object, place) {
         (Some(object), Some(place)) => Ok(Goal { kind, object, place }),

@@ -43,11 +43,16 @@ impl Household {
             Action::Open(r) => format!("open {}", receptacle(r)),
             Action::Take { .. } => "take it".to_owned(),
             Action::Move { to, .. } => {
-                format!("{} it{}{}", self.task.wording.verb(), self.task.wording.separator(), receptacle(to))
+                format!(
+                    "{} it{}{}",
+                    self.task.voice.wording.verb(),
+                    self.task.voice.wording.separator(),
+                    receptacle(to)
+                )
             }
             Action::Treat { how, .. } => format!("{} it", how.verb()),
             Action::Use(lamp) => format!("use {}", object(lamp)),
-            other => world.phrase(other, self.task.wording),
+            other => world.phrase(other, self.task.voice.wording),
         };
         format!("{because} next: {next}.")
     }
@@ -90,7 +95,7 @@ impl Household {
         let actions = world.actions(&self.state);
         let weight = |action: &Action| self.appeal(*action);
         let choice = rng.weighted(actions.iter().map(weight)).unwrap_or(0);
-        world.phrase(actions[choice], self.task.wording)
+        world.phrase(actions[choice], self.task.voice.wording)
     }
 
     fn held_out(&self, object: usize, receptacle: usize) -> bool {

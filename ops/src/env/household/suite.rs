@@ -4,6 +4,7 @@
 
 use camino::Utf8Path;
 
+use super::games::Games;
 use super::generate::{self, Rooms};
 use super::{Settings, Split};
 use crate::artifact::Task;
@@ -20,7 +21,7 @@ pub const SPLITS: [&str; 5] = ["train", "id", "ood", "valid_seen", "valid_unseen
 pub fn open(settings: &Settings, data: Option<&Utf8Path>) -> Result<Box<dyn Suite>, EnvError> {
     match data {
         None => Ok(Box::new(Generated::new(settings.clone()))),
-        Some(path) => Err(EnvError::unusable(format!("cannot read games from `{path}`: not built yet"))),
+        Some(path) => Ok(Box::new(Games::find(settings.clone(), path)?)),
     }
 }
 

@@ -3,10 +3,14 @@
 //! Invariant: a reply is a function of the state after the action, and of the action.
 
 use super::Wording;
+use super::grammar::{Help, Voice};
 use super::world::{Action, Set, State, World, has, members};
 
 /// What anything inadmissible gets.
 pub(super) const NOTHING: &str = "Nothing happens.";
+
+/// What stands before the goal in an episode's first observation.
+pub(crate) const TASK: &str = "Your task is to: ";
 
 /// `a apple 2, and a knife 1`; `nothing` where there is nothing. The article is always `a`.
 fn list(out: &mut String, mut names: impl ExactSizeIterator<Item: AsRef<str>>, article: &str) {
@@ -103,13 +107,12 @@ impl World {
     pub fn introduce(&self, state: &State, goal: &str) -> String {
         let mut out = String::from("-= Welcome to TextWorld, ALFRED! =-\n\n");
         self.surroundings(state, true, &mut out);
-        out.push_str("\n\nYour task is to: ");
-        out.push_str(goal);
+        out.extend(["\n\n", TASK, goal]);
         out
     }
 
     /// What is said after an action that has just been applied.
-    pub fn report(&self, state: &State, action: Action, wording: Wording) -> String {
+    pub fn report(&self, state: &State, action: Action, voice: &Voice) -> String {
         let mut out = String::with_capacity(96);
         let receptacle = |r: usize| self.receptacles[r].name.as_str();
         let object = |o: usize| self.objects[o].name.as_str();
@@ -119,14 +122,16 @@ impl World {
                 Some(o) => out.extend(["You are carrying: a ", object(o), "."]),
                 None => out.push_str("You are not carrying anything."),
             },
-            Action::Help => out.push_str(&help(wording)),
+            Action::Help => match &voice.help {
+                Help::Said(text) => out.push_str(text),
+                Help::Usual => out.push_str(&help(voice.wording)),
+                Help::Missing => out.push_str(NOTHING),
+            },
             Action::Go(r) => {
-                match wording {
-                    Wording::Move => out.extend(["You arrive at ", receptacle(r), ". "]),
-                    Wording::Put => {
-                        let number = self.numbers[self.receptacles[r].location];
-                        out.push_str(&format!("You arrive at loc {number}. "));
-                    }
+                if voice.arrives_at_location {
+                    out.extend(["You arrive at ", &self.places[self.receptacles[r].location], ". "]);
+                } else {
+                    out.extend(["You arrive at ", receptacle(r), ". "]);
                 }
                 self.contents(state, r, &mut out);
             }
@@ -139,7 +144,7 @@ impl World {
                 out.extend(["You pick up the ", object(o), " from the ", receptacle(from), "."]);
             }
             Action::Move { object: o, to } => {
-                let (verb, separator) = (wording.verb(), wording.separator());
+                let (verb, separator) = (voice.wording.verb(), voice.wording.separator());
                 out.extend(["You ", verb, " the ", object(o), separator, "the ", receptacle(to), "."]);
             }
             Action::ExamineReceptacle(r) => self.contents(state, r, &mut out),

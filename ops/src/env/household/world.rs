@@ -9,7 +9,7 @@ use super::goal::Treatment;
 /// Objects, or receptacles, as bits.
 pub(super) type Set = u128;
 
-/// How many objects, receptacles and locations one room may have.
+/// How many objects one room may have, and how many receptacles.
 pub(super) const LIMIT: usize = 128;
 
 /// The members of a set, ascending.
@@ -97,8 +97,8 @@ pub(super) struct World {
     pub accepts: Vec<Set>,
     /// By location: the receptacles there.
     pub here: Vec<Set>,
-    /// By location: its number in `You arrive at loc 3.`, which old game files print.
-    pub numbers: Vec<usize>,
+    /// By location: its name in `You arrive at loc 3.`, which old game files print.
+    pub places: Vec<String>,
     /// Receptacles that can be opened.
     pub openable: Set,
     /// Receptacles by treatment: sink basins, microwaves, fridges.
@@ -154,9 +154,9 @@ impl World {
         objects: Vec<Object>,
         abilities: Abilities,
         accepts: Vec<Set>,
-        numbers: Vec<usize>,
+        places: Vec<String>,
     ) -> World {
-        let mut here = vec![0; numbers.len()];
+        let mut here = vec![0; places.len()];
         let mut openable = 0;
         let mut appliances = [0; 3];
         let mut names = Vec::with_capacity(receptacles.len() + objects.len());
@@ -178,7 +178,7 @@ impl World {
         names.sort_by(|a, b| a.0.cmp(&b.0));
         let mut by_name: Vec<usize> = (0..receptacles.len()).collect();
         by_name.sort_by(|&a, &b| receptacles[a].name.cmp(&receptacles[b].name));
-        World { receptacles, objects, abilities, accepts, here, numbers, openable, appliances, by_name, names }
+        World { receptacles, objects, abilities, accepts, here, places, openable, appliances, by_name, names }
     }
 
     /// Receptacles that treat objects so.
