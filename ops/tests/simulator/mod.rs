@@ -174,7 +174,9 @@ impl Simulator {
                     }
                     Some(Fault::Garbage) => said = b"\xffHTTP/1.1 400\n".to_vec(),
                     Some(Fault::Huge) => said = vec![b'x'; 20 << 20],
-                    Some(Fault::Throw) => said = b"!xsjava.lang.OutOfMemoryError: Java heap space\\n\tat x\\n\n".to_vec(),
+                    Some(Fault::Throw) => {
+                        said = b"!xsjava.lang.OutOfMemoryError: Java heap space\\n\tat x\\n\n".to_vec()
+                    }
                     Some(Fault::Twice) => said.extend(b"!ysand another\n"),
                     None => {}
                 }

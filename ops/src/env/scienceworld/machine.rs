@@ -78,8 +78,6 @@ pub struct Machine {
     /// The object that plays.
     player: Handle,
     dead: bool,
-    /// How many tasks were loaded.
-    loads: usize,
 }
 
 impl Machine {
@@ -94,7 +92,7 @@ impl Machine {
         stream.set_nodelay(true)?;
         let lines = Lines::new(limits.reply);
         let player = Handle::new("t").unwrap_or_else(|| panic!("BUG: `t` is a name"));
-        let mut machine = Machine { running, stream, lines, limits, player, dead: false, loads: 0 };
+        let mut machine = Machine { running, stream, lines, limits, player, dead: false };
         match machine.ask("new", &Request::New { class: CLASS.to_owned() })? {
             Value::Object(player) => machine.player = player,
             other => return Err(machine.unexpected("new", &other, "an object")),
@@ -109,11 +107,6 @@ impl Machine {
 
     pub fn id(&self) -> Option<u32> {
         self.running.id()
-    }
-
-    /// How many tasks it has loaded.
-    pub fn loads(&self) -> usize {
-        self.loads
     }
 
     fn kill(&mut self) {
@@ -262,7 +255,6 @@ impl Machine {
     /// A task, a variation or simplifications that the simulator does not take; the machine's end.
     pub fn load(&mut self, task: &str, variation: u32, simplifications: &str, gold: bool) -> Result<(), EnvError> {
         let variation = i32::try_from(variation).unwrap_or(i32::MAX);
-        self.loads += 1;
         let args = vec![Value::text(task), Value::Int(variation), Value::text(simplifications), Value::Bool(gold)];
         match self.text("load", args)? {
             said if said.is_empty() => Ok(()),

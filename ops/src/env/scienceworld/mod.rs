@@ -3,8 +3,9 @@
 //! 1. [`protocol`]: what is said on the wire. 2. [`Machine`]: one simulator. 3. [`Java`]: where it is and how it starts.
 //! 4. `pool`: several machines, one for each game. 5. `play`: a game. 6. `suite`: tasks by split.
 //!
-//! Invariants: scores, ends and counts of moves of a task and its actions are always the same; texts are not: the order
-//! of things in a listing and the temperature of an unknown substance differ from load to load, in the original too.
+//! Invariants: nothing here is reproducible to the letter, as it is not in the original: the order of things in a listing
+//! and the temperature of an unknown substance differ from load to load, and in tasks with plants or circuits also the
+//! step at which a score comes. A state that is gone back to has the score that it had.
 
 mod java;
 mod machine;

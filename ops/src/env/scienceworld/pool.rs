@@ -1,8 +1,8 @@
 //! Machines, shared by the games of a suite: a game has one for itself as long as it lives.
 //!
 //! Invariants: there are never more than `size` of them; nobody waits for ever: a wait ends with an error when no game
-//! has done anything for longer than a call may take; a machine that is dead, or that has loaded many tasks, is never
-//! handed out again.
+//! has done anything for longer than a call may take; a dead machine is never handed out
+//! again. Machines are not replaced for their age: their memory does not grow with the tasks they have played.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,9 +10,6 @@ use std::time::Instant;
 use super::machine::{Launch, Limits, Machine, NAME};
 use super::tasks::{KINDS, Kind};
 use crate::env::EnvError;
-
-/// Tasks after which a machine is replaced: what a JVM holds beside its heap grows with its age.
-const LOADS: usize = 1000;
 
 /// Machines that games take and give back.
 pub struct Pool {
@@ -155,7 +152,7 @@ impl Drop for Busy<'_> {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let machine = self.machine.take().filter(|machine| !machine.is_dead() && machine.loads() < LOADS);
+        let machine = self.machine.take().filter(|machine| !machine.is_dead());
         let mut state = self.pool.state();
         state.taken -= 1;
         state.last = Instant::now();

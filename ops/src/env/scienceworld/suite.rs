@@ -14,6 +14,9 @@ use super::tasks::{KINDS, Kind, SPLITS, find, order};
 use crate::artifact::Task;
 use crate::env::{Env, EnvError, Suite, no_split};
 
+/// The actions of an expert.
+type Path = Arc<Vec<String>>;
+
 /// What the games of a suite share.
 pub(super) struct Shared {
     pub settings: Settings,
@@ -21,12 +24,12 @@ pub(super) struct Shared {
     pub pool: Arc<Pool>,
     /// Makes the expert's paths: loads that make one leave a mark on the simulator.
     experts: Arc<Pool>,
-    paths: Mutex<HashMap<(&'static str, u32), Arc<Vec<String>>>>,
+    paths: Mutex<HashMap<(&'static str, u32), Path>>,
 }
 
 impl Shared {
     /// The expert's path; empty where it has none.
-    pub fn gold(&self, kind: &'static Kind, variation: u32) -> Result<Arc<Vec<String>>, EnvError> {
+    pub fn gold(&self, kind: &'static Kind, variation: u32) -> Result<Path, EnvError> {
         let key = (kind.name, variation);
         if let Some(path) = self.paths.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Arc::clone(path));
