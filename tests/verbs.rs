@@ -331,3 +331,11 @@ fn help_documents_every_exit_code() {
         assert!(help.stdout.contains("Usage:") && help.stdout.contains("--json"), "{verb}");
     }
 }
+
+#[test]
+fn the_reference_in_the_book_is_what_the_ops_say() {
+    let place = Place::new();
+    let page = place.ok(&["ops", "--markdown"]).stdout;
+    let book = std::fs::read_to_string(root().join("docs/src/ops.md")).unwrap();
+    assert!(page == book, "write it again: actloom ops --markdown > docs/src/ops.md");
+}

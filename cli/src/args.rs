@@ -91,6 +91,8 @@ pub enum Verb {
     Model(Model),
     /// Talk to a model
     Chat(Chat),
+    /// Play one task of an environment, or watch a model play it
+    Play(Play),
     /// Look at environments: which there are, their tasks, whether captured transcripts come out again
     #[command(subcommand)]
     Env(Env),
@@ -201,6 +203,9 @@ pub enum GraphFormat {
 #[derive(Debug, clap::Args)]
 pub struct Ops {
     pub name: Option<String>,
+    /// Write the reference of all ops as a page of Markdown
+    #[arg(long, conflicts_with = "name")]
+    pub markdown: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -488,6 +493,61 @@ pub struct Chat {
 const CHAT: &str = "\
 A line is a message. `/reset` forgets the conversation, `/system TEXT` begins a new one under TEXT, `/help` lists these, \
 `/quit` or Ctrl-D ends. Ctrl-C ends the answer, not the program.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = PLAY)]
+pub struct Play {
+    /// Which environment
+    #[arg(value_parser = ["household", "webshop", "scienceworld", "command"])]
+    pub env: String,
+    /// A task's number in the split, from 0, or its id
+    #[arg(default_value = "0")]
+    pub task: String,
+    /// The environment's data: games, a catalogue, a jar, a program
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<Utf8PathBuf>,
+    /// Which tasks [default: the environment's first split]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Which tasks are made, and what a model draws; as the `seed` of a step
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// A setting of the world as recipes write it: `size=small`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Longest game [default: none for a person, 50 for a model]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_steps: Option<u32>,
+    /// Write what was played as one more line of this file of episodes
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub out: Option<Utf8PathBuf>,
+    /// Let this policy play: a model's folder, a GGUF file, a policy.json
+    #[arg(long, value_name = "DIR", help_heading = WATCH)]
+    pub model: Option<Utf8PathBuf>,
+    /// A setting of the prompt as recipes write it: `style=react`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "model", help_heading = WATCH)]
+    pub prompt_set: Vec<String>,
+    /// 0 always takes the likeliest token [default: 0.4]
+    #[arg(long, value_name = "T", value_parser = temperature, requires = "model", help_heading = WATCH)]
+    pub temperature: Option<f64>,
+    /// Most tokens of a reply [default: 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), requires = "model", help_heading = WATCH)]
+    pub max_tokens: Option<u32>,
+    /// `free`, or held to the `admissible` actions [default: free]
+    #[arg(long, value_name = "HOW", value_parser = ["free", "admissible"], requires = "model", help_heading = WATCH)]
+    pub decoding: Option<String>,
+    /// Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = device, help_heading = WATCH)]
+    pub device: DeviceRequest,
+}
+
+const WATCH: &str = "To watch a model";
+
+const PLAY: &str = "\
+A line is an action, or its number in the list. `/actions [WORDS] [PAGE]` lists what is possible, `/hint` says what the \
+expert would do, `/undo` takes the last action back, `/restart` begins again, `/do TEXT` says TEXT as it is, `/help` lists \
+these, `/quit` or Ctrl-D ends. In a pipe every line of stdin is an action or a command, and the game's end is the program's. \
+A model is watched step by step with Enter; in a pipe it plays to the end.";
 
 fn temperature(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|t| t.is_finite() && *t >= 0.0);

@@ -66,7 +66,12 @@ type Place = (SourceId, usize, usize);
 impl Findings {
     pub(crate) fn push(&mut self, d: Diagnostic) {
         let place = d.primary.as_ref().map(|(span, _)| (span.source, span.bytes.start, span.bytes.end));
-        if self.seen.insert((d.code, d.message.clone(), place)) {
+        // a file that is missing is missed once, however many steps read it
+        let (message, place) = match d.code {
+            "missing-file" => (format!("{} {}", d.message, d.help.join(" ")), None),
+            _ => (d.message.clone(), place),
+        };
+        if self.seen.insert((d.code, message, place)) {
             self.found.push(d);
         }
     }

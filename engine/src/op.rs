@@ -39,6 +39,8 @@ impl Kind {
     pub const PAIRS: Kind = Kind("pairs");
     /// ALFWorld's games.
     pub const GAMES: Kind = Kind("games");
+    /// WebShop's files: products, their attributes, people's instructions.
+    pub const PRODUCTS: Kind = Kind("products");
     /// Products, goals and a search index.
     pub const CATALOGUE: Kind = Kind("catalogue");
     /// A program, or its folder.
@@ -223,6 +225,16 @@ impl InputLabels {
     pub fn of(&self, port: &str) -> &[BTreeMap<String, String>] {
         self.ports.get(port).map_or(&[], Vec::as_slice)
     }
+}
+
+/// What [`OpContext::seed`] gives in a step of this seed.
+pub fn seed_for(step: u64, purpose: &str) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("actloom 1 seed");
+    hasher.update(&step.to_le_bytes());
+    hasher.update(purpose.as_bytes());
+    let mut bytes = [0u8; 8];
+    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(bytes)
 }
 
 /// Why an op did not finish.
@@ -482,12 +494,7 @@ impl<'a> OpContext<'a> {
 
     /// A seed for one purpose; other purposes get unrelated ones.
     pub fn seed(&self, purpose: &str) -> u64 {
-        let mut hasher = blake3::Hasher::new_derive_key("actloom 1 seed");
-        hasher.update(&self.seed.to_le_bytes());
-        hasher.update(purpose.as_bytes());
-        let mut bytes = [0u8; 8];
-        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(bytes)
+        seed_for(self.seed, purpose)
     }
 
     pub fn device(&self) -> DeviceRequest {

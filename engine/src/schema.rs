@@ -339,7 +339,7 @@ fn common_defs() -> Map<String, Value> {
                 "type": "string",
                 "minLength": 1,
                 "description": "Absolute, below `~`, or below the folder of the file that says it.",
-            } },
+            }, "get": { "type": "string", "description": "Where to get it, for those who do not have it." } },
             "required": ["path"],
             "additionalProperties": false,
             "description": "A file or folder that is there already.",

@@ -197,6 +197,7 @@ fn what_is_no_path_is_said_at_its_place() {
     for (model, code, says) in [
         ("{ path = \"nowhere\" }", "missing-file", "there is no file or folder `nowhere`"),
         ("{ path = \"\" }", "wrong-type", "`path` is empty"),
+        ("{ path = \"nowhere\", get = 3 }", "wrong-type", "`get` is an integer"),
         ("{ path = 3 }", "wrong-type", "`path` is an integer"),
         ("{ path = \".\", kind = \"model\" }", "unknown-key", "`kind` beside `path`"),
         ("{ file = \".\" }", "wrong-type", "is a table, expected the output of a step"),
@@ -207,4 +208,24 @@ fn what_is_no_path_is_said_at_its_place() {
         assert_eq!(found.len(), 1, "{model}: {found:#?}");
         assert!(found[0].starts_with(code) && found[0].contains(says), "{model}: {found:#?}");
     }
+}
+
+#[test]
+fn a_path_that_is_missing_says_where_to_get_it() {
+    let home = home();
+    let recipe = below(&home, "recipe.toml");
+    let text = format!(
+        "[vars]\nbase = {{ path = \"m/base\", get = \"huggingface.co/x\" }}\n{SFT}model = \"$base\"\n\
+                        [step.more]\nop = \"sft\"\nmodel = \"$base\"\ndata = \"@demos\"\nlearning_rate = 0.1\n"
+    );
+    fs::write(&recipe, text).unwrap();
+    let found = match resolve(&parse(&recipe, &Overrides::default()).unwrap(), &common::registry()) {
+        Ok(_) => panic!("nothing is there"),
+        Err(found) => found.found,
+    };
+    assert_eq!(found.len(), 1, "two steps read it");
+    assert!(found[0].help.contains(&"get it: huggingface.co/x".to_owned()), "{:?}", found[0].help);
+    fs::create_dir_all(below(&home, "m/base")).unwrap();
+    let fed = resolved(&recipe, &[]).unwrap();
+    assert!(fed.contains(&format!("sft.model <- {}", below(&home, "m/base"))), "{fed:?}");
 }

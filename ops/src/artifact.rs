@@ -141,6 +141,19 @@ pub struct Past {
     pub start: String,
     /// (action, observation) so far.
     pub turns: Vec<(String, String)>,
+    /// All that was said at each of the turns, where that is more than the action; empty where nobody asked for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replies: Vec<Option<String>>,
+    /// Admissible actions of the state before each of the turns; empty where nobody asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub actions: Vec<Vec<String>>,
+}
+
+impl Past {
+    /// What was seen and done, and nothing else.
+    pub fn of_texts(start: String, turns: Vec<(String, String)>) -> Past {
+        Past { start, turns, replies: Vec::new(), actions: Vec::new() }
+    }
 }
 
 /// One line of a pairs file: which of two actions is better at a state?

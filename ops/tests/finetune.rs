@@ -194,8 +194,7 @@ fn an_episode_grows_by_what_was_said_even_where_the_template_forgets() {
     let bench = Bench::new();
     let text = text(&bench, Some(FORGETFUL));
     let turn = |action: &str| (action.to_owned(), "you see a mug".to_owned());
-    let past =
-        Past { start: "a room".to_owned(), turns: vec![turn("look"), turn("<think>\nhm\n</think>\n\ntake mug")] };
+    let past = Past::of_texts("a room".to_owned(), vec![turn("look"), turn("<think>\nhm\n</think>\n\ntake mug")]);
     let mut dialogue = Dialogue::at(&text, &past, true).unwrap();
     dialogue.assistant("stop", true).unwrap();
     let said = "<|im_start|>user\na room<|im_end|>\n<|im_start|>assistant\nlook<|im_end|>\n\

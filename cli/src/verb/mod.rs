@@ -10,7 +10,9 @@ mod model_generate;
 mod model_info;
 mod new;
 mod ops;
+mod ops_page;
 mod plan;
+mod play;
 mod run;
 mod runs;
 mod schema;
@@ -37,6 +39,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::New(verb) => new::run(verb, global),
         Verb::Model(verb) => model::run(verb, global),
         Verb::Chat(verb) => chat::run(verb),
+        Verb::Play(verb) => play::run(verb, global),
         Verb::Env(verb) => env::run(verb, global),
     }
 }

@@ -9,11 +9,15 @@ use serde_json::{Value, json};
 
 use crate::args::{Global, Ops};
 use crate::exit::{Exit, Failure};
-use crate::terminal::out_either;
+use crate::terminal::{out, out_either};
 use crate::text;
 
 pub fn run(args: &Ops, global: &Global) -> Result<Exit, Failure> {
     let registry = registry();
+    if args.markdown {
+        out(super::ops_page::markdown(&registry).trim_end());
+        return Ok(Exit::Done);
+    }
     let Some(name) = &args.name else {
         let list: Vec<Value> = registry
             .iter()

@@ -1,4 +1,4 @@
-//! Inputs that are there already: `{ path = "models/Qwen3-0.6B" }`.
+//! Inputs that are there already: `{ path = "models/Qwen3-0.6B" }`, with `get = ".."` to say where it comes from.
 //!
 //! Where a relative path begins: in the folder of the file in which its text begins, be that the recipe, a file that it
 //! extends, or the definition of a variable; in the working folder where it begins on the command line. `~` is the home
@@ -19,6 +19,8 @@ use crate::source::Sources;
 
 /// The key that says so.
 const KEY: &str = "path";
+/// What may stand beside it: how to come by what is not there.
+const GET: &str = "get";
 
 /// Whether a table wants to be a path.
 pub(super) fn is_path(table: &Table) -> bool {
@@ -27,7 +29,7 @@ pub(super) fn is_path(table: &Table) -> bool {
 
 /// The label of a path on an axis: its last part. `None` where that is not known yet.
 pub(super) fn label(table: &Table) -> Option<String> {
-    let text = table.get(KEY).filter(|_| table.len() == 1)?.as_str()?;
+    let text = table.get(KEY).filter(|_| table.iter().all(|(key, _)| [KEY, GET].contains(&&*key.text)))?.as_str()?;
     let name = Utf8Path::new(text).file_name()?;
     (!text.contains('$')).then(|| name.to_owned())
 }
@@ -35,10 +37,26 @@ pub(super) fn label(table: &Table) -> Option<String> {
 /// Reads `{ path = ".." }`, with variables replaced.
 pub(super) fn read(sources: &Sources, table: &Table) -> Result<Outside, Box<Diagnostic>> {
     let Some((_, value)) = table.entry(KEY) else { panic!("BUG: a table without `path` was taken for one") };
-    if let Some((key, _)) = table.iter().find(|(key, _)| key.text != KEY) {
+    if let Some((key, _)) = table.iter().find(|(key, _)| ![KEY, GET].contains(&&*key.text)) {
         let d = Diagnostic::new("unknown-key", format!("unknown key `{}` beside `path`", key.text));
-        return Err(Box::new(d.at(&key.span, "not known here").help("a file or folder is `{ path = \"..\" }`")));
+        return Err(Box::new(
+            d.at(&key.span, "not known here")
+                .help("a file or folder is `{ path = \"..\" }`, or `{ path = \"..\", get = \"where to get it\" }`"),
+        ));
     }
+    let get = match table.entry(GET) {
+        None => None,
+        Some((_, get)) => match get.as_str() {
+            Some(text) => Some(text),
+            None => {
+                let d = Diagnostic::new(
+                    "wrong-type",
+                    format!("`get` is {}, expected a text that says where to get the path", get.type_name()),
+                );
+                return Err(Box::new(at(d, get, "expected a text".to_owned())));
+            }
+        },
+    };
     let Some(text) = value.as_str().filter(|text| !text.is_empty()) else {
         let what = if value.as_str().is_some() { "empty" } else { value.type_name() };
         let d = Diagnostic::new("wrong-type", format!("`path` is {what}, expected the path of a file or folder"));
@@ -58,7 +76,8 @@ pub(super) fn read(sources: &Sources, table: &Table) -> Result<Outside, Box<Diag
                 _ => (format!("cannot read `{text}`: {error}"), "not readable"),
             };
             let d = wrong(message, label);
-            Err(Box::new(if path == text { d } else { d.help(format!("looked at `{path}`")) }))
+            let d = if path == text { d } else { d.help(format!("looked at `{path}`")) };
+            Err(Box::new(d.help_opt(get.map(|get| format!("get it: {get}")))))
         }
     }
 }

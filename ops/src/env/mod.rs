@@ -10,6 +10,7 @@
 pub mod command;
 mod error;
 pub mod household;
+mod process;
 pub mod scienceworld;
 mod settings;
 pub mod webshop;

@@ -4,13 +4,12 @@
 //! its interval was made. The bootstrap resamples (seed, task) pairs: it speaks about other tasks for policies such as
 //! these, so the per-seed differences stand beside it and tell whether the seeds agree.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::scores::{Scores, TaskScore};
-use super::stats;
-use super::table::{Axis, Grid, Interval, Layout, Method, Placed};
+use super::paired::{PER_TASK, Shared, shared};
+use super::scores::Scores;
+use super::stats::{self, Interval, Method};
+use super::table::{Axis, Grid, Layout, Placed};
 
 /// `a` minus `b` in one column.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,28 +87,16 @@ fn partners<'a>(a: &[Placed<'a>], b: &[Placed<'a>]) -> (Vec<Partners<'a>>, usize
     (pairs, alone)
 }
 
-fn task_value(task: &TaskScore, metric: &str) -> Option<f64> {
-    match metric {
-        "success" => Some(task.success),
-        "score" => Some(task.score),
-        "steps" => Some(task.steps),
-        _ => None,
-    }
-}
-
 /// The differences of the tasks both sides played, in the order of `a`, and how many only one side played.
 fn task_differences(a: &Scores, b: &Scores, metric: &str) -> (Vec<f64>, usize) {
-    let theirs: HashMap<(&str, &str), &TaskScore> =
-        b.per_task.iter().map(|t| ((t.env.as_str(), t.id.as_str()), t)).collect();
-    let both: Vec<(&TaskScore, &TaskScore)> =
-        a.per_task.iter().filter_map(|t| Some((t, *theirs.get(&(t.env.as_str(), t.id.as_str()))?))).collect();
-    let differences = both.iter().filter_map(|(x, y)| Some(task_value(x, metric)? - task_value(y, metric)?)).collect();
-    (differences, a.per_task.len() + b.per_task.len() - 2 * both.len())
+    let Shared { both, only_first, only_second } = shared(&a.per_task, &b.per_task);
+    let differences = both.iter().filter_map(|(x, y)| Some(x.value(metric)? - y.value(metric)?)).collect();
+    (differences, only_first + only_second)
 }
 
 fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -> Comparison {
     let (partners, alone) = partners(a, b);
-    let tasks = ["success", "score", "steps"].contains(&metric);
+    let tasks = PER_TASK.contains(&metric);
     let by_task = tasks && partners.iter().all(|p| !p.a.per_task.is_empty() && !p.b.per_task.is_empty());
     let mut comparison = Comparison {
         a: String::new(),
@@ -152,12 +139,12 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
     comparison.difference = stats::mean(&differences);
     comparison.interval = if by_task {
         let found = stats::bootstrap(&differences, layout.resamples, layout.seed);
-        found.map(|[low, high]| Interval { low, high, method: Method::Bootstrap })
+        found.map(|found| Interval::new(found, Method::Bootstrap))
     } else if differences.len() < 3 {
         // with one degree of freedom the interval says more about Student's t than about the methods
         None
     } else {
-        stats::t_interval(&differences).map(|[low, high]| Interval { low, high, method: Method::Student })
+        stats::t_interval(&differences).map(|found| Interval::new(found, Method::Student))
     };
     comparison
 }

@@ -1,7 +1,8 @@
 //! Scores of one policy on one set of tasks, counted from its episodes.
 //!
 //! Invariants: a number that is not defined is `null`, never NaN and never 0; tasks keep the order of the episodes
-//! file; one task is listed once, with means over its episodes, so that two policies can be compared task by task.
+//! file; one task is listed once, with each of its episodes, so that two policies can be compared task by task and
+//! resampled task by task; a file of an earlier version is read as far as it says what this one needs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,11 +11,14 @@ use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::stats;
-use crate::artifact::{Actor, Decoding, End, Episode};
+use super::counts::{Counted, Counting, Key, Numbers, key};
+use super::paired::Paired;
+use super::stats::{self, Interval};
+use super::taxonomy::Cause;
+use crate::artifact::{Actor, Decoding, Episode};
 
-/// Version of the scores file; its field `v`.
-pub const SCORES_VERSION: u32 = 1;
+/// Version of the scores file; its field `v`. Version 1 had means of tasks where this one has episodes.
+pub const SCORES_VERSION: u32 = 2;
 
 /// Who acted, and whether it could say anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,27 +59,60 @@ impl Decoded {
     }
 }
 
-/// Means over the episodes of one task.
+/// One episode of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpisodeScore {
+    pub success: bool,
+    pub score: f64,
+    pub steps: usize,
+    /// Why it failed; `None` where it was won, and in scores of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Cause>,
+}
+
+/// The episodes of one task, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskScore {
     pub env: String,
     pub id: String,
+    /// What the task was made with, where it was made and not listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub kind: String,
-    pub episodes: usize,
-    pub success: f64,
-    pub score: f64,
-    pub steps: f64,
+    pub episodes: Vec<EpisodeScore>,
 }
 
-/// Success on one task type.
+impl TaskScore {
+    /// Tasks of equal keys are the same task.
+    pub(super) fn key(&self) -> Key<'_> {
+        (&self.env, &self.id, self.seed)
+    }
+
+    /// The mean of `success`, `score` or `steps` over the task's episodes.
+    pub fn value(&self, metric: &str) -> Option<f64> {
+        let of = |episode: &EpisodeScore| match metric {
+            "success" => Some(f64::from(u8::from(episode.success))),
+            "score" => Some(episode.score),
+            "steps" => Some(episode.steps as f64),
+            _ => None,
+        };
+        stats::mean(&self.episodes.iter().map(of).collect::<Option<Vec<f64>>>()?)
+    }
+}
+
+/// One task type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KindScore {
     pub episodes: usize,
     pub success: f64,
-    /// Wilson's 95 % interval.
-    pub interval: [f64; 2],
+    /// Wilson's, or the bootstrap's over tasks where some were played several times.
+    pub interval: Option<Interval>,
+    /// All numbers, as in [`Scores::metrics`].
+    #[serde(default)]
+    pub metrics: BTreeMap<String, Option<f64>>,
 }
 
 /// A scores file.
@@ -88,41 +125,17 @@ pub struct Scores {
     pub episodes: usize,
     /// Name -> number; `null` where it is not defined (`steps_won` where nothing was won).
     pub metrics: BTreeMap<String, Option<f64>>,
-    /// 95 % intervals of some of the metrics.
+    /// 95 % intervals of the metrics; left out where there are too few tasks.
     #[serde(default)]
-    pub intervals: BTreeMap<String, [f64; 2]>,
-    /// Task type -> success.
+    pub intervals: BTreeMap<String, Interval>,
+    /// Task type -> its numbers.
     #[serde(default)]
     pub by_kind: BTreeMap<String, KindScore>,
+    /// Against another policy on the same tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Paired>,
     #[serde(default)]
     pub per_task: Vec<TaskScore>,
-}
-
-/// What the turns of one episode add up to.
-struct Conduct {
-    invalid: usize,
-    repeated: usize,
-    looped: bool,
-}
-
-/// Counts how often each (observation acted upon, action) occurs.
-fn conduct(episode: &Episode, loop_at: usize) -> Conduct {
-    let mut seen: HashMap<(&str, &str), usize> = HashMap::new();
-    let mut conduct = Conduct { invalid: 0, repeated: 0, looped: false };
-    let mut before = episode.start.as_str();
-    for turn in &episode.turns {
-        let times = seen.entry((before, turn.action.as_str())).or_default();
-        *times += 1;
-        conduct.repeated += usize::from(*times > 1);
-        conduct.looped |= *times >= loop_at;
-        conduct.invalid += usize::from(turn.admissible == Some(false));
-        before = &turn.observation;
-    }
-    conduct
-}
-
-fn share(part: usize, whole: usize) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 impl Scores {
@@ -135,47 +148,38 @@ impl Scores {
             metrics,
             intervals: BTreeMap::new(),
             by_kind: BTreeMap::new(),
+            baseline: None,
             per_task: Vec::new(),
         }
     }
 
-    /// Counts. An episode loops when one (observation, action) occurs `loop_at` times in it.
+    /// Counts.
     ///
-    /// Metrics: `success`, `score`, `steps` (means over episodes), `steps_won` (over won ones), `limit` (share that ran
-    /// into the step limit), `loops` (share that looped), `invalid` and `repeated` (shares of all actions).
-    pub fn of_episodes(episodes: &[Episode], loop_at: usize) -> Scores {
-        let n = episodes.len();
-        let steps = |e: &Episode| e.turns.len() as f64;
-        let all = |f: &dyn Fn(&Episode) -> f64| stats::mean(&episodes.iter().map(f).collect::<Vec<_>>());
-        let whole: Vec<f64> = episodes.iter().filter(|e| e.end != End::Context).map(steps).collect();
-        let won_steps: Vec<f64> = episodes.iter().filter(|e| e.success).map(steps).collect();
-        let conducts: Vec<Conduct> = episodes.iter().map(|e| conduct(e, loop_at)).collect();
-        let actions: usize = episodes.iter().map(|e| e.turns.len()).sum();
-        let metrics = [
-            ("success", share(won_steps.len(), n)),
-            ("score", all(&|e| e.score)),
-            // an episode that was cut off by the context would pass for a short one
-            ("steps", stats::mean(&whole)),
-            ("steps_won", stats::mean(&won_steps)),
-            ("limit", share(episodes.iter().filter(|e| e.end == End::Limit).count(), n)),
-            ("context", share(episodes.iter().filter(|e| e.end == End::Context).count(), n)),
-            ("loops", share(conducts.iter().filter(|c| c.looped).count(), n)),
-            ("invalid", share(conducts.iter().map(|c| c.invalid).sum(), actions)),
-            ("repeated", share(conducts.iter().map(|c| c.repeated).sum(), actions)),
-        ];
-        let mut intervals = BTreeMap::new();
-        if let Some(interval) = stats::wilson(won_steps.len(), n) {
-            intervals.insert("success".to_owned(), interval);
-        }
+    /// Metrics: `success`, `score`, `return` (sum of rewards), `steps` (means over episodes), `steps_won` (over won
+    /// ones), `limit` (share that ran into the step limit), `context`, `loops` (share that looped), `loops_refused`
+    /// (upon a refusal), `invalid`, `repeated` and `malformed` (shares of all actions), `failure_*` (shares of all
+    /// episodes, by cause), `success_at_*` where every task was played several times.
+    pub fn of_episodes(episodes: &[Episode], counting: &Counting) -> Scores {
+        let counted: Vec<Counted<'_>> = episodes.iter().map(|e| Counted::of(e, counting.loop_at)).collect();
+        let all: Vec<&Counted<'_>> = counted.iter().collect();
+        let numbers = Numbers::of(&all);
         Scores {
-            v: SCORES_VERSION,
             decoding: decoded(episodes),
-            episodes: n,
-            metrics: metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-            intervals,
-            by_kind: by_kind(episodes),
-            per_task: per_task(episodes),
+            episodes: episodes.len(),
+            intervals: numbers.intervals(counting),
+            by_kind: by_kind(&counted, counting),
+            per_task: per_task(&counted),
+            ..Scores::of_metrics(numbers.values())
         }
+    }
+
+    /// Compares with another policy's scores, task by task.
+    ///
+    /// # Errors
+    /// Where no task was played by both; says what each side played.
+    pub fn compare(&mut self, baseline: &Scores, counting: &Counting) -> Result<(), String> {
+        self.baseline = Some(Paired::of(&self.per_task, &baseline.per_task, counting)?);
+        Ok(())
     }
 
     /// Adds another file's numbers under a prefix: `accuracy` becomes `critic_accuracy`.
@@ -184,7 +188,7 @@ impl Scores {
             self.metrics.insert(format!("{prefix}{name}"), *value);
         }
         for (name, interval) in &other.intervals {
-            self.intervals.insert(format!("{prefix}{name}"), *interval);
+            self.intervals.insert(format!("{prefix}{name}"), interval.clone());
         }
     }
 
@@ -200,15 +204,20 @@ impl Scores {
     }
 
     fn from_value(value: Value) -> Result<Scores, String> {
-        let Value::Object(fields) = value else {
+        let Value::Object(mut fields) = value else {
             return Err("not a JSON object of named numbers".to_owned());
         };
-        if let Some(v) = fields.get("v")
-            && v != SCORES_VERSION
+        let version = fields.get("v").cloned();
+        if let Some(v) = &version
+            && *v != SCORES_VERSION
+            && *v != 1
         {
-            return Err(format!("schema version is {v}, expected {SCORES_VERSION}"));
+            return Err(format!("schema version is {v}, expected {SCORES_VERSION} or 1"));
         }
         if fields.contains_key("metrics") {
+            if version == Some(Value::from(1)) {
+                super::first::to_second(&mut fields)?;
+            }
             return serde_json::from_value(Value::Object(fields)).map_err(|e| e.to_string());
         }
         let mut metrics = BTreeMap::new();
@@ -239,47 +248,37 @@ fn decoded(episodes: &[Episode]) -> Option<Decoded> {
     Some(if episodes.iter().all(|e| Decoded::of(e) == first) { first } else { Decoded::Mixed })
 }
 
-fn by_kind(episodes: &[Episode]) -> BTreeMap<String, KindScore> {
-    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for episode in episodes {
-        let (won, n) = counts.entry(&episode.task.kind).or_default();
-        *won += usize::from(episode.success);
-        *n += 1;
+fn by_kind(counted: &[Counted<'_>], counting: &Counting) -> BTreeMap<String, KindScore> {
+    let mut kinds: BTreeMap<&str, Vec<&Counted<'_>>> = BTreeMap::new();
+    for counted in counted {
+        kinds.entry(&counted.episode.task.kind).or_default().push(counted);
     }
-    let scored = counts.into_iter().filter_map(|(kind, (won, n))| {
-        Some((kind.to_owned(), KindScore { episodes: n, success: share(won, n)?, interval: stats::wilson(won, n)? }))
+    let scored = kinds.into_iter().filter_map(|(kind, of)| {
+        let numbers = Numbers::of(&of);
+        let metrics = numbers.values();
+        let success = metrics.get("success").copied().flatten()?;
+        let interval = numbers.success_interval(counting);
+        Some((kind.to_owned(), KindScore { episodes: of.len(), success, interval, metrics }))
     });
     scored.collect()
 }
 
-fn per_task(episodes: &[Episode]) -> Vec<TaskScore> {
-    let mut places: HashMap<(&str, &str), usize> = HashMap::new();
+fn per_task(counted: &[Counted<'_>]) -> Vec<TaskScore> {
+    let mut places: HashMap<Key<'_>, usize> = HashMap::new();
     let mut tasks: Vec<TaskScore> = Vec::new();
-    for episode in episodes {
+    for Counted { episode, cause, .. } in counted {
         let task = &episode.task;
-        let place = *places.entry((&task.env, &task.id)).or_insert(tasks.len());
+        let place = *places.entry(key(task)).or_insert(tasks.len());
         if place == tasks.len() {
-            tasks.push(TaskScore {
-                env: task.env.clone(),
-                id: task.id.clone(),
-                kind: task.kind.clone(),
-                episodes: 0,
-                success: 0.0,
-                score: 0.0,
-                steps: 0.0,
-            });
+            let (env, id, kind) = (task.env.clone(), task.id.clone(), task.kind.clone());
+            tasks.push(TaskScore { env, id, seed: task.seed, kind, episodes: Vec::new() });
         }
-        let sum = &mut tasks[place];
-        sum.episodes += 1;
-        sum.success += f64::from(u8::from(episode.success));
-        sum.score += episode.score;
-        sum.steps += episode.turns.len() as f64;
-    }
-    for task in &mut tasks {
-        let n = task.episodes as f64;
-        task.success /= n;
-        task.score /= n;
-        task.steps /= n;
+        tasks[place].episodes.push(EpisodeScore {
+            success: episode.success,
+            score: episode.score,
+            steps: episode.turns.len(),
+            failure: *cause,
+        });
     }
     tasks
 }
@@ -289,7 +288,16 @@ pub(crate) mod tests {
     use camino::Utf8PathBuf;
 
     use super::*;
-    use crate::artifact::{SCHEMA_VERSION, Task, Turn};
+    use crate::artifact::{End, SCHEMA_VERSION, Task, Turn};
+    use crate::eval::stats::Method;
+
+    pub(crate) fn counting() -> Counting {
+        Counting { loop_at: 3, resamples: 200, seed: 1 }
+    }
+
+    fn scored(episodes: &[Episode]) -> Scores {
+        Scores::of_episodes(episodes, &counting())
+    }
 
     /// An episode of `(action, admissible, observation)` turns.
     pub(crate) fn episode(id: &str, kind: &str, success: bool, turns: &[(&str, bool, &str)]) -> Episode {
@@ -344,7 +352,7 @@ pub(crate) mod tests {
 
     #[test]
     fn two_episodes_count_up_by_hand() {
-        let scores = Scores::of_episodes(&two(), 3);
+        let scores = scored(&two());
         let metric = |name: &str| scores.metrics[name];
         assert_eq!(metric("success"), Some(0.5));
         assert_eq!(metric("score"), Some(0.625));
@@ -356,46 +364,94 @@ pub(crate) mod tests {
         assert_eq!(metric("repeated"), Some(0.25));
         assert_eq!(metric("loops"), Some(0.5));
         assert_eq!(scores.decoding, Some(Decoded::Admissible));
-        assert_eq!(scores.intervals["success"], stats::wilson(1, 2).unwrap());
+        assert_eq!(scores.intervals["success"], Interval::new(stats::wilson(1, 2).unwrap(), Method::Wilson));
+        assert_eq!(scores.intervals["steps"], Interval::new([2.0, 6.0], Method::Bootstrap));
+        assert!(!scores.intervals.contains_key("steps_won"), "a quarter of the resamples won nothing");
+        assert_eq!((metric("failure_loop"), metric("failure_stuck")), (Some(0.5), Some(0.0)));
+        assert_eq!(metric("return"), Some(0.0));
+        assert_eq!(scores.by_kind["heat"].metrics["invalid"], Some(1.0 / 3.0));
         assert_eq!(scores.by_kind["heat"].success, 0.0);
         assert_eq!(scores.by_kind["look"].episodes, 1);
-        assert_eq!(Scores::of_episodes(&two(), 4).metrics["loops"], Some(0.0));
+        assert_eq!(Scores::of_episodes(&two(), &Counting { loop_at: 4, ..counting() }).metrics["loops"], Some(0.0));
     }
 
     #[test]
     fn a_mean_over_nothing_won_is_null_and_not_zero() {
-        let scores = Scores::of_episodes(&two()[1..], 3);
+        let scores = scored(&two()[1..]);
         assert_eq!(scores.metrics["steps_won"], None);
         assert!(serde_json::to_string(&scores).unwrap().contains("\"steps_won\":null"));
-        let idle = Scores::of_episodes(&[episode("id/0", "look", false, &[])], 3);
+        let idle = scored(&[episode("id/0", "look", false, &[])]);
         assert_eq!(idle.metrics["invalid"], None);
     }
 
     #[test]
-    fn a_task_played_twice_is_listed_once_with_means() {
+    fn a_task_played_twice_is_listed_once_with_both_episodes() {
         let mut episodes = two();
         episodes.push(episode("id/0", "look", false, &[("look", true, "a mug"); 4]));
-        let scores = Scores::of_episodes(&episodes, 3);
+        let scores = scored(&episodes);
         assert_eq!(scores.per_task.len(), 2);
         let first = &scores.per_task[0];
-        assert_eq!((first.id.as_str(), first.episodes, first.success, first.steps), ("id/0", 2, 0.5, 3.0));
+        let kept: Vec<_> = first.episodes.iter().map(|e| (e.success, e.score, e.steps, e.failure)).collect();
+        assert_eq!(kept, [(true, 1.0, 2, None), (false, 0.25, 4, Some(Cause::Loop))]);
+        assert_eq!((first.value("success"), first.value("steps"), first.value("loops")), (Some(0.5), Some(3.0), None));
+        // episodes of one task are not independent of each other
+        assert_eq!(scores.intervals["success"].method, Method::Bootstrap);
+        assert!(!scores.metrics.contains_key("success_at_2"), "one task was played once");
+    }
+
+    #[test]
+    fn success_in_k_tries_is_told_where_every_task_was_played_k_times() {
+        let turns = [("look", true, "a mug")];
+        let plays = |id, won: &[bool]| won.iter().map(|w| episode(id, "look", *w, &turns)).collect::<Vec<_>>();
+        let mut episodes = plays("id/0", &[true, false, false]);
+        episodes.extend(plays("id/1", &[false, false, false, true]));
+        let scores = scored(&episodes);
+        // one of three in two tries, 2 / 3; one of four, 1 / 2; in three tries 1 and 3 / 4
+        assert!((scores.metrics["success_at_2"].unwrap() - (2.0 / 3.0 + 0.5) / 2.0).abs() < 1e-12);
+        assert!((scores.metrics["success_at_3"].unwrap() - 0.875).abs() < 1e-12);
+        assert_eq!(scores.intervals["success_at_3"], Interval::new([0.75, 1.0], Method::Bootstrap));
+        assert!(!scores.metrics.contains_key("success_at_4"));
+    }
+
+    #[test]
+    fn tasks_of_another_seed_are_listed_beside_each_other() {
+        let mut episodes = two();
+        episodes[1].task = episodes[0].task.clone();
+        episodes[1].task.seed = Some(7);
+        assert_eq!(scored(&episodes).per_task.len(), 2);
+    }
+
+    #[test]
+    fn success_and_the_causes_of_failure_add_up_to_one() {
+        let scores = scored(&two());
+        let failures = scores.metrics.iter().filter(|(name, _)| name.starts_with("failure_"));
+        let sum: f64 = failures.map(|(_, value)| value.unwrap()).sum();
+        assert_eq!(sum + scores.metrics["success"].unwrap(), 1.0);
+    }
+
+    #[test]
+    fn intervals_repeat_with_their_seed() {
+        let scores = scored(&two());
+        assert_eq!(scores, scored(&two()));
+        let other = Scores::of_episodes(&two(), &Counting { resamples: 0, ..counting() });
+        assert_eq!(other.intervals.keys().collect::<Vec<_>>(), ["success"]);
     }
 
     #[test]
     fn decoding_names_the_actor_and_admits_a_mixture() {
         let mut episodes = two();
         episodes[0].decoding = Some(Decoding::Free);
-        assert_eq!(Scores::of_episodes(&episodes[..1], 3).decoding, Some(Decoded::Free));
-        assert_eq!(Scores::of_episodes(&episodes, 3).decoding, Some(Decoded::Mixed));
+        assert_eq!(scored(&episodes[..1]).decoding, Some(Decoded::Free));
+        assert_eq!(scored(&episodes).decoding, Some(Decoded::Mixed));
         episodes.iter_mut().for_each(|e| (e.actor, e.decoding) = (Actor::Expert, None));
-        assert_eq!(Scores::of_episodes(&episodes, 3).decoding, Some(Decoded::Expert));
+        assert_eq!(scored(&episodes).decoding, Some(Decoded::Expert));
     }
 
     #[test]
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("scores.json")).unwrap();
-        let scores = Scores::of_episodes(&two(), 3);
+        let scores = scored(&two());
         scores.write(&path).unwrap();
         assert_eq!(Scores::read(&path).unwrap(), scores);
     }
@@ -404,7 +460,7 @@ pub(crate) mod tests {
     fn a_plain_object_of_numbers_is_read_and_merged_under_a_prefix() {
         let plain = Scores::from_value(serde_json::json!({"v": 1, "accuracy": 0.75, "margin": null})).unwrap();
         assert_eq!((plain.decoding, plain.episodes), (None, 0));
-        let mut scores = Scores::of_episodes(&two(), 3);
+        let mut scores = scored(&two());
         scores.merge("critic_", &plain);
         assert_eq!(scores.metrics["critic_accuracy"], Some(0.75));
         assert_eq!(scores.metrics["critic_margin"], None);
@@ -414,9 +470,9 @@ pub(crate) mod tests {
     #[test]
     fn what_is_no_scores_file_is_refused_by_name() {
         let refused = |value| Scores::from_value(value).unwrap_err();
-        assert_eq!(refused(serde_json::json!({"v": 2, "a": 1})), "schema version is 2, expected 1");
+        assert_eq!(refused(serde_json::json!({"v": 3, "a": 1})), "schema version is 3, expected 2 or 1");
         assert_eq!(refused(serde_json::json!({"a": "b"})), "`a` is `\"b\"`, expected a number");
         assert_eq!(refused(serde_json::json!([1])), "not a JSON object of named numbers");
-        assert!(refused(serde_json::json!({"v": 1, "metrics": {}})).contains("missing field `episodes`"));
+        assert!(refused(serde_json::json!({"v": 2, "metrics": {}})).contains("missing field `episodes`"));
     }
 }

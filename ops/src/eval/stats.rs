@@ -1,9 +1,39 @@
-//! The few statistics that tables of agents need: means, spreads, intervals, a paired bootstrap.
+//! The few statistics that tables of agents need: means, spreads, intervals, bootstraps, McNemar's test.
 //!
 //! Invariants: nothing returns NaN for finite inputs (what is not defined is `None`); the bootstrap is a function of
 //! its arguments, whatever the number of threads.
 
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
 use crate::rng::Rng;
+
+/// How an interval was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Student's t over the values of the axis `over`.
+    Student,
+    /// Wilson's over the episodes of one result.
+    Wilson,
+    /// Percentile bootstrap: over tasks, or over pairs of equal task and label.
+    Bootstrap,
+}
+
+/// A 95 % interval and where it comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interval {
+    pub low: f64,
+    pub high: f64,
+    pub method: Method,
+}
+
+impl Interval {
+    pub fn new([low, high]: [f64; 2], method: Method) -> Interval {
+        Interval { low, high, method }
+    }
+}
 
 /// 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
@@ -113,6 +143,71 @@ pub fn bootstrap(differences: &[f64], resamples: usize, seed: u64) -> Option<[f6
     Some([quantile(&means, 0.025)?, quantile(&means, 0.975)?])
 }
 
+/// Percentile bootstraps' 95 % intervals of several ratios of sums, over the same resamples: `parts[m][i]` is what unit
+/// `i` (a task) adds to the numerator and to the denominator of number `m`. A mean over episodes is such a ratio, so
+/// episodes of one task stay together. `None` of fewer than two units, and where more than one resample in twenty
+/// leaves a number without a denominator.
+pub fn bootstrap_ratios(parts: &[Vec<(f64, f64)>], resamples: usize, seed: u64) -> Vec<Option<[f64; 2]>> {
+    let n = parts.first().map_or(0, Vec::len);
+    if n < 2 || resamples == 0 {
+        return vec![None; parts.len()];
+    }
+    let resample = |r: usize| -> Vec<Option<f64>> {
+        let mut rng = Rng::new(seed, r as u64);
+        let mut times = vec![0.0; n];
+        (0..n).for_each(|_| times[rng.below(n)] += 1.0);
+        let ratio = |parts: &Vec<(f64, f64)>| {
+            let sums = parts.iter().zip(&times).fold((0.0, 0.0), |(a, b), ((x, y), t)| (a + t * x, b + t * y));
+            (sums.1 > 0.0).then(|| sums.0 / sums.1)
+        };
+        parts.iter().map(ratio).collect()
+    };
+    let drawn: Vec<Vec<Option<f64>>> = (0..resamples).into_par_iter().map(resample).collect();
+    let interval = |m: usize| {
+        let mut values: Vec<f64> = drawn.iter().filter_map(|values| values[m]).collect();
+        if 20 * (resamples - values.len()) > resamples {
+            return None;
+        }
+        values.sort_by(f64::total_cmp);
+        Some([quantile(&values, 0.025)?, quantile(&values, 0.975)?])
+    };
+    (0..parts.len()).map(interval).collect()
+}
+
+/// The probability that `k` of `n` episodes, drawn without replacement, hold one of the `won` at least: an unbiased
+/// estimate of success in `k` tries (Chen et al. 2021, equation 1). `None` where `k` is more than there are.
+pub fn success_at(k: usize, won: usize, n: usize) -> Option<f64> {
+    if k > n || won > n {
+        return None;
+    }
+    if won + k > n {
+        return Some(1.0);
+    }
+    let none: f64 = (0..k).map(|i| (n - won - i) as f64 / (n - i) as f64).product();
+    Some(1.0 - none)
+}
+
+/// The two-sided p-value of the exact McNemar test: `b` tasks were won by one side alone, `c` by the other alone, and
+/// under the hypothesis each was as likely to fall to either (a binomial with share 1/2). 1 where there is none.
+pub fn mcnemar(b: usize, c: usize) -> f64 {
+    let (n, least) = (b + c, b.min(c));
+    if 2 * least >= n {
+        return 1.0;
+    }
+    // ln of the largest of the terms C(n, i) / 2^n, i <= least; the others follow by ratios that fall below 1
+    let ln: f64 = (0..least).map(|i| ((n - i) as f64).ln() - ((i + 1) as f64).ln()).sum();
+    let ln = ln - n as f64 * std::f64::consts::LN_2;
+    let (mut sum, mut term) = (0.0, 1.0);
+    for i in (0..=least).rev() {
+        sum += term;
+        term *= i as f64 / (n - i + 1) as f64;
+        if term < 1e-18 * sum {
+            break;
+        }
+    }
+    (2.0 * sum * ln.exp()).min(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -196,7 +291,67 @@ mod tests {
         assert_eq!(bootstrap(&[0.25; 6], 100, 3), Some([0.25, 0.25]));
     }
 
+    #[test]
+    fn the_bootstrap_of_ratios_is_that_of_means_where_denominators_are_one() {
+        let values = [0.3, -0.1, 0.7, 0.2, -0.4];
+        let parts: Vec<(f64, f64)> = values.iter().map(|v| (*v, 1.0)).collect();
+        let [low, high] = bootstrap_ratios(&[parts], 500, 1)[0].unwrap();
+        let [low_of_means, high_of_means] = bootstrap(&values, 500, 1).unwrap();
+        assert!(close(low, low_of_means, 1e-12) && close(high, high_of_means, 1e-12));
+    }
+
+    #[test]
+    fn episodes_of_one_task_stay_together_in_a_resample() {
+        // two tasks of fifty episodes each, one always won, one never: fifty is not a hundred independent episodes
+        let [low, high] = bootstrap_ratios(&[vec![(50.0, 50.0), (0.0, 50.0)]], 400, 3)[0].unwrap();
+        assert_eq!([low, high], [0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_ratio_that_many_resamples_do_not_define_has_no_interval() {
+        let mut parts = vec![(0.0, 0.0); 20];
+        parts[0] = (7.0, 1.0);
+        assert_eq!(bootstrap_ratios(&[parts, vec![(1.0, 2.0); 20]], 400, 3), [None, Some([0.5, 0.5])]);
+        assert_eq!(bootstrap_ratios(&[vec![(1.0, 1.0)]], 400, 3), [None]);
+    }
+
+    #[test]
+    fn success_at_k_counts_the_ways_to_draw_a_won_one() {
+        // of 4 episodes 1 was won: 2 of them hold it in 3 of 6 ways
+        assert_eq!(success_at(2, 1, 4), Some(0.5));
+        assert_eq!(success_at(1, 1, 4), Some(0.25));
+        assert_eq!(success_at(4, 1, 4), Some(1.0));
+        assert_eq!((success_at(3, 0, 4), success_at(5, 1, 4)), (Some(0.0), None));
+    }
+
+    #[test]
+    fn mcnemars_p_values_match_the_binomial_by_hand() {
+        assert_eq!(mcnemar(0, 0), 1.0);
+        assert_eq!(mcnemar(3, 3), 1.0);
+        assert!(close(mcnemar(0, 5), 2.0 / 32.0, 1e-15));
+        assert!(close(mcnemar(8, 2), 2.0 * (1.0 + 10.0 + 45.0) / 1024.0, 1e-15));
+        // 25 against 10 of 35: 2 * sum of C(35, i), i <= 10, over 2^35
+        assert!(close(mcnemar(25, 10), 0.016_673_847_800, 1e-11), "{}", mcnemar(25, 10));
+        // far beyond where 2^-n is a number
+        assert!(close(mcnemar(2100, 1900), 0.001_649_266_375, 1e-11), "{}", mcnemar(2100, 1900));
+        assert_eq!(mcnemar(100_000, 0), 0.0);
+    }
+
     proptest! {
+        #[test]
+        fn mcnemar_is_a_probability_and_does_not_care_who_is_who(b in 0usize..500, c in 0usize..500) {
+            let p = mcnemar(b, c);
+            prop_assert!((0.0..=1.0).contains(&p) && p == mcnemar(c, b));
+        }
+
+        #[test]
+        fn success_in_more_tries_is_never_less(n in 1usize..40, part in 0.0f64..=1.0) {
+            let won = (part * n as f64).round() as usize;
+            let at: Vec<f64> = (1..=n).map(|k| success_at(k, won, n).unwrap()).collect();
+            prop_assert!(close(at[0], won as f64 / n as f64, 1e-12));
+            prop_assert!(at.windows(2).all(|w| w[0] <= w[1] + 1e-12));
+        }
+
         #[test]
         fn wilson_holds_the_share_and_stays_a_share(n in 1usize..2000, part in 0.0f64..=1.0) {
             let won = (part * n as f64).round() as usize;

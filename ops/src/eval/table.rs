@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::compare::{self, Comparison};
 use super::scores::{Decoded, Scores};
 use super::stats;
+pub use super::stats::{Interval, Method};
 
 /// Version of `table.json`; its field `v`.
 pub const TABLE_VERSION: u32 = 1;
@@ -27,7 +28,7 @@ pub enum Spread {
     Std,
     /// The population standard deviation, with n below: how far these seeds lie apart.
     Population,
-    /// A 95 % interval of the mean: Student's t over two or more values, Wilson's over the episodes of a single one.
+    /// A 95 % interval of the mean: Student's t over two or more values; of a single result the one that `eval` wrote.
     Interval,
 }
 
@@ -67,26 +68,6 @@ pub struct Part {
     pub over: Option<String>,
     pub decoding: Option<Decoded>,
     pub episodes: usize,
-}
-
-/// How an interval was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Student's t over the values of the axis `over`.
-    Student,
-    /// Wilson's over the episodes of one result.
-    Wilson,
-    /// Percentile bootstrap over pairs of equal task and label.
-    Bootstrap,
-}
-
-/// An interval and where it comes from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
-    pub low: f64,
-    pub high: f64,
-    pub method: Method,
 }
 
 /// One metric in one cell.
@@ -150,13 +131,15 @@ pub fn is_share(metric: &str) -> bool {
         "limit",
         "context",
         "loops",
+        "loops_refused",
         "invalid",
         "repeated",
         "malformed",
         "consistent",
         "agreement",
     ];
-    known.contains(&name) || name.contains("accuracy") || name.ends_with("_share") || name.ends_with("_rate")
+    let begins = ["failure_", "success_at_"].iter().any(|start| name.starts_with(start));
+    known.contains(&name) || begins || name.contains("accuracy") || name.ends_with("_share") || name.ends_with("_rate")
 }
 
 /// Finds a cell's results: one list a cell, row by row.
@@ -367,8 +350,7 @@ fn stat(placed: &[Placed<'_>], metric: &str) -> Stat {
         }
         None if there.len() == 1 => {
             let of = placed.iter().zip(&values).find(|(_, value)| value.is_some()).map(|(p, _)| p.scores);
-            let wilson = of.and_then(|scores| scores.intervals.get(metric));
-            wilson.map(|&[low, high]| Interval { low, high, method: Method::Wilson })
+            of.and_then(|scores| scores.intervals.get(metric)).cloned()
         }
         None => None,
     };
@@ -410,14 +392,14 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::eval::scores::tests::episode;
+    use crate::eval::scores::tests::{counting, episode};
 
     /// Scores of ten tasks of which the named ones are won.
     pub(crate) fn scores(won: &[usize]) -> Scores {
         let episodes: Vec<_> = (0..10)
             .map(|i| episode(&format!("id/{i}"), "look", won.contains(&i), &[("look", true, "a mug")]))
             .collect();
-        Scores::of_episodes(&episodes, 3)
+        Scores::of_episodes(&episodes, &counting())
     }
 
     pub(crate) fn labelled(labels: &[(&str, &str)], scores: Scores) -> Labelled {

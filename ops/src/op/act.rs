@@ -7,10 +7,10 @@ use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
 use super::policy_optimisation::Params;
 use super::{common, training};
-use crate::artifact::{self, Pair, Past};
+use crate::artifact::{self, Pair};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
-use crate::text::{Dialogue, Text, critic_question, parse_choice, split_reasoning};
+use crate::text::{Prompt, Text, which};
 use crate::train::grpo::{self, Questions};
 
 /// Pairs as questions.
@@ -18,6 +18,7 @@ pub struct Critics {
     pub prompts: Vec<Vec<u32>>,
     pub pairs: Vec<Pair>,
     pub reward: Reward,
+    pub prompt: Prompt,
 }
 
 impl Critics {
@@ -25,34 +26,19 @@ impl Critics {
     ///
     /// # Errors
     /// The template's, and prompts too long for the model.
-    pub fn new(pairs: Vec<Pair>, text: &Text, model: &Model, room: usize, reward: Reward) -> Result<Self, OpError> {
-        let prompts = pairs.iter().map(|pair| prompt(pair, text, model, room)).collect::<Result<_, _>>()?;
-        Ok(Critics { prompts, pairs, reward })
+    pub fn new(pairs: Vec<Pair>, text: &Text, model: &Model, p: &Params) -> Result<Self, OpError> {
+        let ids = |pair| common::prompt_ids(text, &common::question(&p.prompt, pair)?, model, p.max_tokens);
+        let prompts = pairs.iter().map(ids).collect::<Result<_, OpError>>()?;
+        Ok(Critics { prompts, pairs, reward: p.reward, prompt: p.prompt.clone() })
     }
 }
 
-/// What the critic is shown: the state, and the question at its end.
-pub fn question(pair: &Pair) -> Past {
-    let mut past = pair.past.clone();
-    let seen = past.turns.last_mut().map_or(&mut past.start, |t| &mut t.1);
-    *seen = critic_question(seen, &pair.shown);
-    past
-}
-
-/// The critic's prompt.
-fn prompt(pair: &Pair, text: &Text, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
-    let ids = Dialogue::at(text, &question(pair), false)?.example.ids;
-    common::check_length(ids.len(), model, room)?;
-    Ok(ids)
-}
-
 /// What an answer to a pair's question is worth.
-pub fn judge(pair: &Pair, reward: &Reward, answer: Option<&str>) -> Outcome {
-    let choice = answer.and_then(|a| parse_choice(a, &pair.shown));
+pub fn judge(pair: &Pair, prompt: &Prompt, reward: &Reward, answer: Option<&str>) -> Outcome {
+    let said = answer.and_then(|answer| prompt.choice(answer));
+    let choice = said.and_then(|said| which(said, &pair.shown));
     // another possible action, said in the right form, is not malformed: it is wrong
-    let possible = answer
-        .and_then(split_reasoning)
-        .is_some_and(|(_, said)| choice.is_some() || pair.actions.iter().any(|a| a == said.trim()));
+    let possible = said.is_some_and(|said| choice.is_some() || pair.actions.iter().any(|a| a == said));
     Outcome { position: Some(pair.expert), ..reward.outcome(choice == Some(pair.expert), possible) }
 }
 
@@ -66,7 +52,7 @@ impl Questions for Critics {
     }
 
     fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
-        judge(&self.pairs[index], &self.reward, answer)
+        judge(&self.pairs[index], &self.prompt, &self.reward, answer)
     }
 }
 
@@ -92,7 +78,7 @@ impl Op for Act {
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        let (mut model, text) = common::load_for(ctx, ctx.input("model"), &p.prompt)?;
         p.training.prepare(ctx, &mut model)?;
         let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
         pairs.retain(|pair| !pair.held_out);
@@ -102,7 +88,7 @@ impl Op for Act {
         if pairs.is_empty() {
             return Err(OpError::with_help("no pair is left to train on", "lower `held_out` of `pairs`"));
         }
-        let critics = Critics::new(pairs, &text, &model, p.max_tokens, p.reward)?;
+        let critics = Critics::new(pairs, &text, &model, p)?;
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &critics, &p.settings(ctx.seed("samples")))?;
         training::publish(ctx, &model, ctx.input("model"))
@@ -112,7 +98,7 @@ impl Op for Act {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::{SCHEMA_VERSION, Task};
+    use crate::artifact::{Past, SCHEMA_VERSION, Task};
 
     fn critics() -> Critics {
         let text = |s: &str| s.to_owned();
@@ -129,13 +115,13 @@ mod tests {
             task,
             episode: 0,
             turn: 0,
-            past: Past { start: text("s"), turns: Vec::new() },
+            past: Past::of_texts(text("s"), Vec::new()),
             shown: [text("open fridge 1"), text("go to desk 1")],
             expert: 1,
             actions: vec![text("go to bed 1"), text("go to desk 1"), text("open fridge 1")],
             held_out: false,
         };
-        Critics { prompts: vec![vec![0]], pairs: vec![pair], reward: Reward::default() }
+        Critics { prompts: vec![vec![0]], pairs: vec![pair], reward: Reward::default(), prompt: Prompt::default() }
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, Filters, kept, past};
+use super::common::{self, Filters, kept};
 use crate::artifact::{self, Alternative, Episode, SCHEMA_VERSION, Samples, Turn};
-use crate::policy::{Ask, Policy, open_at};
+use crate::policy::{Ask, Policy, open_with};
 use crate::rng::Rng;
+use crate::text::Prompt;
 
 /// Parameters of `alternatives`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -24,7 +25,10 @@ pub struct Params {
     pub temperature: f64,
     #[serde(default)]
     pub filters: Filters,
-    /// Longest action, in tokens; a longer one is cut off and counts as not ended.
+    /// How states are put, and how replies are read.
+    #[serde(default)]
+    pub prompt: Prompt,
+    /// Longest reply, in tokens; a longer one is cut off and counts as not ended.
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 100000))]
     pub max_tokens: usize,
@@ -56,8 +60,12 @@ impl Op for Alternatives {
             .output("samples", Kind::SAMPLES, "actions that differ from the expert's, one state a line")
     }
 
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.prompt.check()
+    }
+
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
+        let mut policy = common::open_policy_for(ctx, ctx.input("policy"), &p.prompt)?;
         let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
         let seed = ctx.seed("samples");
         let mut lines = Vec::new();
@@ -82,6 +90,9 @@ impl Op for Alternatives {
         ctx.metric(0, "kept", left as f64);
         ctx.metric(0, "equal_to_expert", share(counts.equal, counts.drawn));
         ctx.metric(0, "unfinished", share(counts.unfinished, counts.drawn));
+        if !p.prompt.is_plain() {
+            ctx.metric(0, "malformed", share(counts.malformed, counts.drawn));
+        }
         ctx.metric(0, "admissible", share(counts.admissible, left));
         artifact::write(ctx.output("samples"), &lines)
     }
@@ -96,6 +107,7 @@ struct Counts {
     drawn: usize,
     equal: usize,
     unfinished: usize,
+    malformed: usize,
     admissible: usize,
 }
 
@@ -104,6 +116,7 @@ impl Counts {
         self.drawn += other.drawn;
         self.equal += other.equal;
         self.unfinished += other.unfinished;
+        self.malformed += other.malformed;
         self.admissible += other.admissible;
     }
 }
@@ -123,7 +136,8 @@ fn sample(
     for some in states.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(some.len() * p.per_state);
         for turn in some {
-            let session = open_at(policy, &past(episode, *turn), p.max_tokens)?;
+            let state = common::state(&p.prompt, (e, episode), *turn, p.prompt.tells_replies())?;
+            let session = open_with(policy, &state, p.max_tokens)?;
             asks.extend((0..p.per_state).map(|k| Ask {
                 session,
                 allowed: &[],
@@ -136,7 +150,7 @@ fn sample(
         for ((turn, answers), asks) in some.iter().zip(answers.chunks(p.per_state)).zip(asks.chunks(p.per_state)) {
             policy.close(asks[0].session);
             let said = answers.iter().map(|a| (a.ended(), a.logps.as_deref()));
-            let (alternatives, dropped) = alternatives(&episode.turns[*turn], said, counts);
+            let (alternatives, dropped) = alternatives(&p.prompt, &episode.turns[*turn], said, counts);
             let expert = episode.turns[*turn].action.clone();
             lines.push(Samples { v: SCHEMA_VERSION, episode: e, turn: *turn, expert, alternatives, dropped });
         }
@@ -146,6 +160,7 @@ fn sample(
 
 /// What is kept of the answers at one state, and how many were the expert's action.
 fn alternatives<'a>(
+    prompt: &Prompt,
     state: &Turn,
     answers: impl Iterator<Item = (Option<&'a str>, Option<&'a [f32]>)>,
     counts: &mut Counts,
@@ -158,14 +173,21 @@ fn alternatives<'a>(
             counts.unfinished += 1;
             continue;
         };
-        let action = text.trim().to_owned();
+        let (action, reasoned) = match prompt.parse(text) {
+            Ok(reply) => (reply.action.to_owned(), reply.reasoning.is_some()),
+            Err(_) => {
+                counts.malformed += 1;
+                continue;
+            }
+        };
         if action == state.action {
             dropped += 1;
             counts.equal += 1;
-        } else if !action.is_empty() && seen.insert(action.clone()) {
+        } else if seen.insert(action.clone()) {
             let admissible = state.actions.contains(&action);
             counts.admissible += usize::from(admissible);
-            let logp = logps.map(|l| l.iter().map(|l| f64::from(*l)).sum());
+            // what a reasoning led to is not as likely as the reasoning with it
+            let logp = logps.filter(|_| !reasoned).map(|l| l.iter().map(|l| f64::from(*l)).sum());
             alternatives.push(Alternative { action, admissible, logp });
         }
     }

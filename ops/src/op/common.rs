@@ -5,10 +5,11 @@ use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{Episode, Past};
+use crate::artifact::{Episode, Pair, Past, Turn};
 use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy, Sampling};
-use crate::text::{Dialogue, Text};
+use crate::text::prompt::{Said, Scene};
+use crate::text::{Dialogue, Message, Prompt, Text};
 
 /// What is cut off the distribution before a token is drawn, in this order, and texts that end an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,10 +47,19 @@ impl Filters {
 /// # Errors
 /// Names what is missing.
 pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpError> {
+    load_for(ctx, folder, &Prompt::default())
+}
+
+/// As [`load`], with the chat template set as the prompt asks.
+///
+/// # Errors
+/// As [`load`], and a template that cannot be set so.
+pub fn load_for(ctx: &OpContext<'_>, folder: &Utf8Path, prompt: &Prompt) -> Result<(Model, Text), OpError> {
     let (device, why) = open_device(ctx.device())?;
     ctx.note("device", why);
     let model = model::load(folder, &device)?;
-    let text = Text::load(folder, &model.config.eos)?;
+    let mut text = Text::load(folder, &model.config.eos)?;
+    text.set(&prompt.variables())?;
     if text.vocabulary() > model.config.vocab_size {
         let (have, want) = (model.config.vocab_size, text.vocabulary());
         return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
@@ -62,7 +72,16 @@ pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpE
 /// # Errors
 /// Names what is missing.
 pub fn open_policy(ctx: &OpContext<'_>, path: &Utf8Path) -> Result<Box<dyn Policy>, OpError> {
-    let policy = policy::open(path, ctx.device())?;
+    open_policy_for(ctx, path, &Prompt::default())
+}
+
+/// As [`open_policy`], with the chat template set as the prompt asks.
+///
+/// # Errors
+/// As [`open_policy`], and a template that cannot be set so.
+pub fn open_policy_for(ctx: &OpContext<'_>, path: &Utf8Path, prompt: &Prompt) -> Result<Box<dyn Policy>, OpError> {
+    let mut policy = policy::open(path, ctx.device())?;
+    policy.set(&prompt.variables())?;
     note_policy(ctx, &*policy);
     Ok(policy)
 }
@@ -78,20 +97,99 @@ pub fn note_policy(ctx: &OpContext<'_>, policy: &dyn Policy) {
     ctx.note("policy", serde_json::json!({ "who": who, "cost": policy.cost() }));
 }
 
-/// The state before turn `turn` of an episode.
-pub fn past(episode: &Episode, turn: usize) -> Past {
-    Past {
-        start: episode.start.clone(),
-        turns: episode.turns[..turn].iter().map(|t| (t.action.clone(), t.observation.clone())).collect(),
+/// The state before turn `turn` of an episode. `whole` keeps all that a prompt might tell, and not only what was seen
+/// and done.
+pub fn past(episode: &Episode, turn: usize, whole: bool) -> Past {
+    let turns = &episode.turns[..turn];
+    let said = turns.iter().map(|t| (t.action.clone(), t.observation.clone())).collect();
+    let mut past = Past::of_texts(episode.start.clone(), said);
+    if whole {
+        if turns.iter().any(|t| t.reply.is_some()) {
+            past.replies = turns.iter().map(|t| t.reply.clone()).collect();
+        }
+        if turns.iter().any(|t| !t.actions.is_empty()) {
+            past.actions = turns.iter().map(|t| t.actions.clone()).collect();
+        }
+    }
+    past
+}
+
+/// Puts the state before turn `turn` of an episode, which is number `number` of its file. `replies` tells what was said
+/// where that is more than what was done.
+///
+/// # Errors
+/// An episode that does not hold what the prompt tells.
+pub fn state(
+    prompt: &Prompt,
+    (number, episode): (usize, &Episode),
+    turn: usize,
+    replies: bool,
+) -> Result<Vec<Message>, OpError> {
+    let actions = |at: usize| episode.turns.get(at).map_or(&[][..], |turn: &Turn| &turn.actions);
+    let turns: Vec<Said<'_>> = episode.turns[..turn]
+        .iter()
+        .enumerate()
+        .map(|(at, turn)| Said {
+            reply: turn.reply.as_deref().filter(|_| replies),
+            action: &turn.action,
+            observation: &turn.observation,
+            actions: actions(at + 1),
+        })
+        .collect();
+    let scene = Scene { task: &episode.task, start: &episode.start, first: actions(0), turns: &turns };
+    match prompt.lacks(&scene) {
+        None => Ok(prompt.messages(&scene)),
+        Some(what) => Err(OpError::with_help(
+            format!("episode {number} does not hold {what} before turn {turn}, and the prompt tells them"),
+            "write `actions = \"always\"` in the step that made the episodes, or `actions = \"none\"` in `prompt`",
+        )),
     }
 }
 
-/// The ids of a state, open for an action.
+/// Puts the question of a pair.
+///
+/// # Errors
+/// A pair that does not hold what the prompt tells.
+pub fn question(prompt: &Prompt, pair: &Pair) -> Result<Vec<Message>, OpError> {
+    let Past { start, turns, replies, actions } = &pair.past;
+    for (what, n) in [("replies", replies.len()), ("actions", actions.len())] {
+        if n > 0 && n != turns.len() {
+            let (e, t, want) = (pair.episode, pair.turn, turns.len());
+            return Err(OpError::failed(format!(
+                "the pair at turn {t} of episode {e} has {n} `{what}` of its past, expected {want}"
+            )));
+        }
+    }
+    let known = |at: usize| match at {
+        _ if at == turns.len() => &pair.actions[..],
+        _ => actions.get(at).map_or(&[][..], Vec::as_slice),
+    };
+    let said: Vec<Said<'_>> = turns
+        .iter()
+        .enumerate()
+        .map(|(at, (action, observation))| Said {
+            reply: replies.get(at).and_then(Option::as_deref).filter(|_| prompt.tells_replies()),
+            action,
+            observation,
+            actions: known(at + 1),
+        })
+        .collect();
+    let scene = Scene { task: &pair.task, start, first: known(0), turns: &said };
+    match prompt.lacks(&scene) {
+        None => Ok(prompt.question(&scene, &pair.shown)),
+        Some(what) => Err(OpError::with_help(
+            format!("the pair at turn {} of episode {} does not hold {what} of its past", pair.turn, pair.episode),
+            "write `past = \"whole\"` in the step that made the pairs, or `actions = \"none\"` in `prompt`",
+        )),
+    }
+}
+
+/// The ids of a state, open for an answer.
 ///
 /// # Errors
 /// The template's and the tokenizer's; a state longer than the model takes.
-pub fn state_ids(text: &Text, past: &Past, model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
-    let dialogue = Dialogue::at(text, past, false)?;
+pub fn prompt_ids(text: &Text, messages: &[Message], model: &Model, room: usize) -> Result<Vec<u32>, OpError> {
+    let dialogue = Dialogue::told(text, messages, |_| false)?;
     check_length(dialogue.ids().len(), model, room)?;
     Ok(dialogue.example.ids)
 }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::act::{judge, question};
+use super::act::judge;
 use super::common::{self, Filters};
 use crate::artifact::{self, Pair};
 use crate::eval::scores::Scores;
-use crate::policy::{Ask, Policy, open_at};
+use crate::policy::{Ask, Policy, open_with};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
+use crate::text::Prompt;
 
 /// Which pairs are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +40,9 @@ pub struct Params {
     pub temperature: f64,
     #[serde(default)]
     pub filters: Filters,
+    /// How states are put, and how answers are read.
+    #[serde(default)]
+    pub prompt: Prompt,
     /// Longest answer, in tokens.
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 100000))]
@@ -69,8 +73,12 @@ impl Op for Critic {
             )
     }
 
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.prompt.check()
+    }
+
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let mut policy = common::open_policy(ctx, ctx.input("model"))?;
+        let mut policy = common::open_policy_for(ctx, ctx.input("model"), &p.prompt)?;
         let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
         if p.which == Which::HeldOut {
             pairs.retain(|pair| pair.held_out);
@@ -145,14 +153,14 @@ fn ask(
     for pairs in pairs.chunks(policy.width()) {
         let mut asks = Vec::with_capacity(pairs.len());
         for (i, pair) in pairs.iter().enumerate() {
-            let session = open_at(policy, &question(pair), p.max_tokens)?;
+            let session = open_with(policy, &common::question(&p.prompt, pair)?, p.max_tokens)?;
             let rng = Rng::at(seed, &[(first + outcomes.len() + i) as u64]);
             asks.push(Ask { session, allowed: &[], sampling: &sampling, rng, keep: false });
         }
         let answers = policy.answer(&asks, &|| ctx.stopping())?;
         for ((pair, answer), ask) in pairs.iter().zip(answers).zip(asks) {
             policy.close(ask.session);
-            outcomes.push(judge(pair, &Reward::default(), answer.ended()));
+            outcomes.push(judge(pair, &p.prompt, &Reward::default(), answer.ended()));
         }
     }
     Ok(outcomes)

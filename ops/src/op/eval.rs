@@ -1,11 +1,14 @@
 //! `eval`: counts the scores of a policy from the episodes it played.
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{self, Episode};
+use crate::eval::Counting;
 use crate::eval::scores::Scores;
+use crate::eval::taxonomy::LOOP_AT;
 use crate::report::number;
 
 /// Scores episodes.
@@ -17,47 +20,92 @@ pub struct Eval;
 pub struct EvalParams {
     /// An episode loops when one action is taken this often upon one observation.
     #[schemars(range(min = 2, max = 1000))]
-    #[serde(default = "three")]
+    #[serde(default = "loop_at")]
     pub loop_at: usize,
+    /// Resamples of the bootstrap behind the intervals.
+    #[schemars(range(min = 100, max = 100_000))]
+    #[serde(default = "resamples")]
+    pub resamples: usize,
 }
 
-fn three() -> usize {
-    3
+fn loop_at() -> usize {
+    LOOP_AT
+}
+
+fn resamples() -> usize {
+    10_000
 }
 
 impl Op for Eval {
     type Params = EvalParams;
     const NAME: &'static str = "eval";
-    const VERSION: u32 = 1;
-    const ABOUT: &'static str = "Counts success, steps, invalid and repeated actions and loops of played episodes";
+    const VERSION: u32 = 2;
+    const ABOUT: &'static str =
+        "Counts success, steps, invalid actions and causes of failure of played episodes, with intervals";
 
     fn ports(&self, _params: &EvalParams) -> Ports {
+        let baseline = "Another policy's episodes of the same tasks, to be compared with task by task";
         Ports::new()
             .input("episodes", Kind::EPISODES, "What was played")
             .port("critic", &[Kind::SCORES], Arity::Optional, "A critic's numbers, added with the prefix `critic_`")
+            .port("baseline", &[Kind::EPISODES], Arity::Optional, baseline)
             .output(
                 "scores",
                 Kind::SCORES,
-                "Named numbers, success by task type, and every task for paired comparisons",
+                "Named numbers with intervals, numbers by task type, and every task for paired comparisons",
             )
     }
 
     fn run(&self, params: &EvalParams, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let path = ctx.input("episodes");
-        let episodes: Vec<Episode> = artifact::read(path)?;
-        if episodes.is_empty() {
-            return Err(OpError::failed(format!("cannot score `{path}`: it has no episodes, expected at least one")));
-        }
-        let mut scores = Scores::of_episodes(&episodes, params.loop_at);
+        let counting = Counting { loop_at: params.loop_at, resamples: params.resamples, seed: ctx.seed("bootstrap") };
+        let episodes = played(path)?;
+        let mut scores = Scores::of_episodes(&episodes, &counting);
         if let Some(critic) = ctx.input_opt("critic") {
             scores.merge("critic_", &Scores::read(critic)?);
         }
+        if let Some(other) = ctx.input_opt("baseline") {
+            // its own intervals are of no interest here
+            let baseline = Scores::of_episodes(&played(other)?, &Counting { resamples: 0, ..counting });
+            scores.compare(&baseline, &counting).map_err(|why| {
+                OpError::with_help(
+                    format!("cannot compare `{path}` with `{other}`: {why}"),
+                    "let both play one split with one `seed`: the seed makes the tasks of worlds that make them",
+                )
+            })?;
+        }
         scores.write(ctx.output("scores"))?;
-        let success = scores.metrics.get("success").copied().flatten().unwrap_or(0.0);
-        let note = format!("success {} %", number::metric("success", success, true));
-        ctx.progress(episodes.len() as u64, episodes.len() as u64, "episodes", note);
+        told(&scores, ctx);
         Ok(())
     }
+}
+
+fn played(path: &Utf8Path) -> Result<Vec<Episode>, OpError> {
+    let episodes: Vec<Episode> = artifact::read(path)?;
+    if episodes.is_empty() {
+        return Err(OpError::failed(format!("cannot score `{path}`: it has no episodes, expected at least one")));
+    }
+    Ok(episodes)
+}
+
+/// Every number that is defined as a metric of the step, so that `show` tells it.
+fn told(scores: &Scores, ctx: &mut OpContext<'_>) {
+    for (name, value) in &scores.metrics {
+        if let Some(value) = value {
+            ctx.metric(0, name, *value);
+        }
+    }
+    if let Some(paired) = &scores.baseline {
+        for (name, found) in &paired.metrics {
+            ctx.metric(0, &format!("baseline_{name}_difference"), found.difference);
+        }
+        if let Some(mcnemar) = &paired.mcnemar {
+            ctx.metric(0, "baseline_mcnemar_p", mcnemar.p);
+        }
+    }
+    let success = scores.metrics.get("success").copied().flatten().unwrap_or(0.0);
+    let note = format!("success {} %", number::metric("success", success, true));
+    ctx.progress(scores.episodes as u64, scores.episodes as u64, "episodes", note);
 }
 
 #[cfg(test)]
@@ -82,6 +130,41 @@ mod tests {
     }
 
     #[test]
+    fn a_baseline_is_compared_with_and_one_of_other_tasks_is_refused() {
+        let bench = Bench::new();
+        let episodes = |won: [bool; 3], seed: Option<u64>| {
+            let play = |(i, won): (usize, bool)| episode(&format!("id/{i}"), "look", won, &[("look", true, "a mug")]);
+            let mut episodes: Vec<Episode> = won.into_iter().enumerate().map(play).collect();
+            episodes.iter_mut().for_each(|e| e.task.seed = seed);
+            episodes
+        };
+        artifact::write(&bench.path("ours.jsonl"), &episodes([true, true, false], Some(1))).unwrap();
+        artifact::write(&bench.path("base.jsonl"), &episodes([false, true, false], Some(1))).unwrap();
+        artifact::write(&bench.path("other.jsonl"), &episodes([false, true, false], Some(2))).unwrap();
+        let params = serde_json::from_str("{\"resamples\": 100}").unwrap();
+        let score = |other: &str| {
+            let inputs = [
+                ("episodes", vec![bench.input("ours.jsonl", "play", &[])]),
+                ("baseline", vec![bench.input(other, "base", &[])]),
+            ];
+            bench.run(&Eval, &params, inputs, "scores")
+        };
+        score("base.jsonl").unwrap();
+        let paired = Scores::read(&bench.path("scores")).unwrap().baseline.unwrap();
+        assert!((paired.metrics["success"].difference - 1.0 / 3.0).abs() < 1e-12);
+        let mcnemar = paired.mcnemar.unwrap();
+        assert_eq!((mcnemar.b, mcnemar.c, mcnemar.p), (1, 0, 1.0));
+        match score("other.jsonl").unwrap_err() {
+            OpError::Failed { message, help } => {
+                assert!(message.contains("no task was played by both sides"), "{message}");
+                assert!(message.ends_with("3 tasks such as `household id/0` (seed 2)"), "{message}");
+                assert!(help.unwrap().contains("one `seed`"));
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
     fn no_episodes_are_refused_because_nothing_can_be_said_of_them() {
         let bench = Bench::new();
         artifact::write::<Episode>(&bench.path("none.jsonl"), &[]).unwrap();
@@ -94,6 +177,6 @@ mod tests {
     #[test]
     fn every_parameter_has_a_default() {
         let params: EvalParams = serde_json::from_str("{}").unwrap();
-        assert_eq!(params.loop_at, 3);
+        assert_eq!((params.loop_at, params.resamples), (3, 10_000));
     }
 }

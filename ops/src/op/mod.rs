@@ -1,12 +1,15 @@
 //! One file per op, and what several of them share.
 
+pub mod accuracy;
 pub mod act;
 pub mod alternatives;
+pub mod catalogue;
 pub mod common;
 pub mod critic;
 pub mod demos;
 pub mod endpoint;
 pub mod eval;
+pub mod import;
 pub mod model;
 pub mod pairs;
 pub mod policy_optimisation;

@@ -22,9 +22,23 @@ pub struct Params {
     #[serde(default = "tenth")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub held_out: f64,
+    /// What is kept of the turns before a state.
+    #[serde(default)]
+    pub past: Kept,
     /// Pairs for training at most, taken in seeded random order; 0 takes all.
     #[serde(default)]
     pub limit: usize,
+}
+
+/// What is kept of the turns before a state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// What was done and seen.
+    #[default]
+    Texts,
+    /// Also what was said and which actions were possible, for prompts that tell them.
+    Whole,
 }
 
 fn one() -> usize {
@@ -80,7 +94,7 @@ impl Op for Pairs {
                     task: episode.task.clone(),
                     episode: line.episode,
                     turn: line.turn,
-                    past: past(episode, line.turn),
+                    past: past(episode, line.turn, p.past == Kept::Whole),
                     shown: [line.expert.clone(), alternative.action.clone()],
                     expert: 0,
                     actions: turn.actions.clone(),

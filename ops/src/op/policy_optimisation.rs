@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::training::{Defaults, Training};
 use crate::reward::Reward;
+use crate::text::Prompt;
 use crate::train::grpo::Settings;
 use crate::train::objective::advantage::Advantage;
 use crate::train::objective::{Aggregation, Bound, Correction, KlEstimator, Level, Objective, Surrogate};
@@ -132,6 +133,9 @@ pub struct Params {
     #[serde(default = "max_tokens")]
     #[schemars(range(min = 1, max = 1048576))]
     pub max_tokens: usize,
+    /// How states are put, and how replies are read.
+    #[serde(default)]
+    pub prompt: Prompt,
     /// What a response is worth; exactly one part applies.
     #[serde(default)]
     pub reward: Reward,
@@ -234,6 +238,7 @@ impl Params {
     /// Settings that contradict each other.
     pub fn check(&self) -> Vec<Problem> {
         let mut problems = self.training.check_sampled();
+        problems.extend(self.prompt.check());
         if let Some(loss) = self.loss {
             let made = Loss::made(self.loss);
             let fixed = [

@@ -196,7 +196,7 @@ fn example(text: &Text, play: &Play, p: &Params, rng: &mut Rng) -> Result<Exampl
         let seen = turns.last_mut().map_or(&mut start, |t| &mut t.1);
         *seen = critic_question(seen, &shown);
     }
-    let mut dialogue = Dialogue::at(text, &Past { start, turns }, true)?;
+    let mut dialogue = Dialogue::at(text, &Past::of_texts(start, turns), true)?;
     if let Some(turn) = question {
         let reasoning = if rng.percent(percent(p.deductions)) {
             format!("{THINK_OPEN}{}{THINK_CLOSE}", turn.deduction)

@@ -2,12 +2,13 @@
 
 use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 
-use super::common::{self, past, state_ids};
+use super::common;
 use super::policy_optimisation::Params;
 use super::training;
 use crate::artifact::{self, Episode};
 use crate::model;
 use crate::reward::{Outcome, Reward};
+use crate::text::Prompt;
 use crate::train::grpo::{self, Questions};
 
 /// Expert states as questions.
@@ -16,6 +17,7 @@ struct States {
     /// The expert's action and everything possible.
     answers: Vec<(String, Vec<String>)>,
     reward: Reward,
+    prompt: Prompt,
 }
 
 impl Questions for States {
@@ -29,7 +31,7 @@ impl Questions for States {
 
     fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
         let (expert, actions) = &self.answers[index];
-        let said = answer.map(str::trim);
+        let said = answer.and_then(|answer| self.prompt.parse(answer).ok()).map(|reply| reply.action);
         self.reward.outcome(said == Some(expert), said.is_some_and(|a| actions.iter().any(|b| a == b)))
     }
 }
@@ -56,16 +58,18 @@ impl Op for Rl {
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        let (mut model, text) = common::load_for(ctx, ctx.input("model"), &p.prompt)?;
         p.training.prepare(ctx, &mut model)?;
         let episodes: Vec<Episode> = artifact::read(ctx.input("states"))?;
-        let mut states = States { prompts: Vec::new(), answers: Vec::new(), reward: p.reward };
-        'all: for episode in &episodes {
+        let prompt = p.prompt.clone();
+        let mut states = States { prompts: Vec::new(), answers: Vec::new(), reward: p.reward, prompt };
+        'all: for (number, episode) in episodes.iter().enumerate() {
             for (turn, state) in episode.turns.iter().enumerate() {
                 if p.limit > 0 && states.prompts.len() == p.limit {
                     break 'all;
                 }
-                states.prompts.push(state_ids(&text, &past(episode, turn), &model, p.max_tokens)?);
+                let messages = common::state(&p.prompt, (number, episode), turn, p.prompt.tells_replies())?;
+                states.prompts.push(common::prompt_ids(&text, &messages, &model, p.max_tokens)?);
                 states.answers.push((state.action.clone(), state.actions.clone()));
             }
         }

@@ -15,7 +15,7 @@ use super::worlds::{Game, Record, Tasks};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
 use crate::env::{EnvError, WorldSettings};
 use crate::eval::stats;
-use crate::policy::{Answer, Ask, Finish, Policy, Sampling, Session, open_with};
+use crate::policy::{Answer, Ask, Finish, Policy, Session, open_with};
 use crate::rng::Rng;
 use crate::text::Prompt;
 use crate::text::prompt::{Said, Scene};
@@ -81,11 +81,44 @@ fn max_tokens() -> usize {
 }
 
 /// A game with the conversation about it.
-struct Played {
-    game: Game,
+pub(crate) struct Played {
+    pub game: Game,
     /// `None` where the next state is put as a whole.
     session: Option<Session>,
-    full: bool,
+    /// The text leaves no room for a reply.
+    pub full: bool,
+}
+
+impl Played {
+    pub(crate) fn new(game: Game) -> Played {
+        Played { game, session: None, full: false }
+    }
+
+    /// What was played so far.
+    pub(crate) fn episode(self, policy: &mut dyn Policy, decoding: Decode) -> Episode {
+        let Played { game, session, full } = self;
+        if let Some(session) = session {
+            policy.close(session);
+        }
+        Episode {
+            v: SCHEMA_VERSION,
+            task: game.env.task().clone(),
+            actor: Actor::Policy,
+            decoding: Some(match decoding {
+                Decode::Free => Decoding::Free,
+                Decode::Admissible => Decoding::Admissible,
+            }),
+            start: game.start,
+            turns: game.turns,
+            success: game.now.won,
+            score: game.now.score,
+            end: match (game.now.done, full) {
+                (true, _) => End::Done,
+                (false, true) => End::Context,
+                (false, false) => End::Limit,
+            },
+        }
+    }
 }
 
 /// The op.
@@ -106,11 +139,17 @@ impl Op for Rollout {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        p.world.check(Some(&p.split))
+        let mut problems = p.world.check(Some(&p.split));
+        problems.extend(p.prompt.check());
+        if p.decoding == Decode::Admissible && !p.prompt.can_be_held() {
+            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
+            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
+        }
+        problems
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
+        let mut policy = common::open_policy_for(ctx, ctx.input("policy"), &p.prompt)?;
         let tasks = Tasks::open(ctx, &p.world, &p.split, p.first, p.tasks)?;
         let seed = ctx.seed("actions");
         let together = policy.width().min(tasks.suite.together());
@@ -151,7 +190,7 @@ impl Op for Rollout {
 
 /// Where the time went. It belongs to the provenance: no result may hold a time.
 #[derive(Default)]
-struct Clock {
+pub(crate) struct Clock {
     /// Seconds of each step in the environment.
     steps: Vec<f64>,
     policy: f64,
@@ -198,95 +237,88 @@ fn play(
     seed: u64,
     clock: &mut Clock,
 ) -> Result<Vec<Episode>, OpError> {
-    let sampling = p.filters.sampling(p.temperature, p.max_tokens);
-    let listed = p.decoding == Decode::Admissible || p.prompt.lists_actions();
     // 1. start the games
     let started = Instant::now();
     let games = indices.par_iter().map(|i| tasks.game(*i)).collect::<Result<Vec<_>, EnvError>>()?;
-    let mut games: Vec<Played> = games.into_iter().map(|game| Played { game, session: None, full: false }).collect();
+    let mut games: Vec<Played> = games.into_iter().map(Played::new).collect();
     clock.environment += started.elapsed().as_secs_f64();
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
-        let asked = Instant::now();
-        if listed || p.actions == Record::Always {
-            let going = games.par_iter_mut().filter(|g| !g.game.now.done && !g.full);
-            going.try_for_each(|g| g.game.actions().map(|_| ()))?;
-        }
-        let told = Instant::now();
-        let mut playing: Vec<usize> = Vec::new();
-        for (i, played) in games.iter_mut().enumerate() {
-            if !played.game.now.done && !played.full {
-                put(policy, &p.prompt, played, p.max_tokens)?;
-                if !played.full {
-                    playing.push(i);
-                }
-            }
-        }
-        if playing.is_empty() {
+        if advance(policy, p, &mut games, (seed, indices, step), &|| ctx.stopping(), clock)?.is_empty() {
             break;
-        }
-        let answers = ask(ctx, policy, p, &games, &playing, &sampling, (seed, indices, step))?;
-        clock.environment += (told - asked).as_secs_f64();
-        clock.policy += told.elapsed().as_secs_f64();
-        let acted = Instant::now();
-        for (i, answer) in playing.iter().zip(&answers) {
-            games[*i].full |= answer.finish == Finish::Room;
-        }
-        let mut replies: Vec<Option<&Answer>> = vec![None; games.len()];
-        for (i, answer) in playing.iter().zip(&answers) {
-            replies[*i] = Some(answer).filter(|answer| answer.finish != Finish::Room);
-        }
-        games.par_iter_mut().zip(&replies).try_for_each(|(played, answer)| match answer {
-            Some(answer) => act(&p.prompt, &mut played.game, answer, p.actions),
-            None => Ok(()),
-        })?;
-        clock.environment += acted.elapsed().as_secs_f64();
-        // a conversation that grows is told at once what came of the action
-        for i in playing {
-            let Played { game, session, full } = &mut games[i];
-            if let Some(open) = *session
-                && !p.prompt.grows()
-            {
-                policy.close(open);
-                *session = None;
-            } else if let Some(open) = *session
-                && !*full
-                && !game.now.done
-            {
-                if listed {
-                    game.actions()?;
-                }
-                policy.user(open, &p.prompt.turn(&game.now.text, game.known_actions()))?;
-            }
         }
     }
     // 3. write them down
-    let mut episodes = Vec::with_capacity(games.len());
-    for Played { game, session, full } in games {
-        if let Some(session) = session {
-            policy.close(session);
-        }
-        clock.steps.extend(game.spent);
-        episodes.push(Episode {
-            v: SCHEMA_VERSION,
-            task: game.env.task().clone(),
-            actor: Actor::Policy,
-            decoding: Some(match p.decoding {
-                Decode::Free => Decoding::Free,
-                Decode::Admissible => Decoding::Admissible,
-            }),
-            start: game.start,
-            turns: game.turns,
-            success: game.now.won,
-            score: game.now.score,
-            end: match (game.now.done, full) {
-                (true, _) => End::Done,
-                (false, true) => End::Context,
-                (false, false) => End::Limit,
-            },
-        });
+    let write = |mut played: Played| {
+        clock.steps.append(&mut played.game.spent);
+        played.episode(policy, p.decoding)
+    };
+    Ok(games.into_iter().map(write).collect())
+}
+
+/// Lets every game that goes on take a step; what was answered, by the number of the game.
+pub(crate) fn advance(
+    policy: &mut dyn Policy,
+    p: &Params,
+    games: &mut [Played],
+    (seed, indices, step): (u64, &[usize], usize),
+    stopping: &dyn Fn() -> bool,
+    clock: &mut Clock,
+) -> Result<Vec<(usize, Answer)>, OpError> {
+    let listed = p.decoding == Decode::Admissible || p.prompt.lists_actions();
+    let asked = Instant::now();
+    if listed || p.actions == Record::Always {
+        let going = games.par_iter_mut().filter(|g| !g.game.now.done && !g.full);
+        going.try_for_each(|g| g.game.actions().map(|_| ()))?;
     }
-    Ok(episodes)
+    let told = Instant::now();
+    let mut playing: Vec<usize> = Vec::new();
+    for (i, played) in games.iter_mut().enumerate() {
+        if !played.game.now.done && !played.full {
+            put(policy, &p.prompt, played, p.max_tokens)?;
+            if !played.full {
+                playing.push(i);
+            }
+        }
+    }
+    if playing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let answers = ask(policy, p, games, &playing, (seed, indices, step), stopping)?;
+    clock.environment += (told - asked).as_secs_f64();
+    clock.policy += told.elapsed().as_secs_f64();
+    let acted = Instant::now();
+    for (i, answer) in playing.iter().zip(&answers) {
+        games[*i].full |= answer.finish == Finish::Room;
+    }
+    let mut replies: Vec<Option<&Answer>> = vec![None; games.len()];
+    for (i, answer) in playing.iter().zip(&answers) {
+        replies[*i] = Some(answer).filter(|answer| answer.finish != Finish::Room);
+    }
+    games.par_iter_mut().zip(&replies).try_for_each(|(played, answer)| match answer {
+        Some(answer) => act(&p.prompt, &mut played.game, answer, p.actions),
+        None => Ok(()),
+    })?;
+    clock.environment += acted.elapsed().as_secs_f64();
+    // a conversation that grows is told at once what came of the action
+    for &i in &playing {
+        let Played { game, session, full } = &mut games[i];
+        if let Some(open) = *session
+            && !p.prompt.grows()
+        {
+            policy.close(open);
+            *session = None;
+        } else if let Some(open) = *session
+            && !*full
+            && !game.now.done
+        {
+            if listed {
+                game.actions()?;
+            }
+            policy.user(open, &p.prompt.turn(&game.now.text, game.known_actions()))?;
+        }
+    }
+    Ok(playing.into_iter().zip(answers).collect())
 }
 
 /// Puts the state to the policy, unless its conversation has it already; a game whose state leaves no room for a reply
@@ -295,7 +327,13 @@ fn put(policy: &mut dyn Policy, prompt: &Prompt, played: &mut Played, room: usiz
     let session = match played.session {
         Some(session) => session,
         None => {
-            let messages = scene(&played.game, |scene| prompt.messages(scene));
+            let messages = scene(&played.game, |scene| match prompt.lacks(scene) {
+                None => Ok(prompt.messages(scene)),
+                Some(what) => Err(OpError::with_help(
+                    format!("the environment `{}` does not say {what}, and the prompt tells them", scene.task.env),
+                    "write `actions = \"none\"` in `prompt`",
+                )),
+            })?;
             let session = open_with(policy, &messages, 0)?;
             played.session = Some(session);
             session
@@ -308,14 +346,14 @@ fn put(policy: &mut dyn Policy, prompt: &Prompt, played: &mut Played, room: usiz
 
 /// Asks for the next reply in every game that goes on.
 fn ask(
-    ctx: &OpContext<'_>,
     policy: &mut dyn Policy,
     p: &Params,
     games: &[Played],
     playing: &[usize],
-    sampling: &Sampling,
     (seed, indices, step): (u64, &[usize], usize),
+    stopping: &dyn Fn() -> bool,
 ) -> Result<Vec<Answer>, OpError> {
+    let sampling = p.filters.sampling(p.temperature, p.max_tokens);
     let mut allowed: Vec<Vec<String>> = vec![Vec::new(); playing.len()];
     if p.decoding == Decode::Admissible {
         for (allowed, i) in allowed.iter_mut().zip(playing) {
@@ -333,9 +371,9 @@ fn ask(
     for (i, allowed) in playing.iter().zip(&allowed) {
         let Some(session) = games[*i].session else { panic!("BUG: a game is asked whose state was not put") };
         let rng = Rng::at(seed, &[indices[*i] as u64, step as u64]);
-        asks.push(Ask { session, allowed, sampling, rng, keep: p.prompt.grows() });
+        asks.push(Ask { session, allowed, sampling: &sampling, rng, keep: p.prompt.grows() });
     }
-    policy.answer(&asks, &|| ctx.stopping())
+    policy.answer(&asks, stopping)
 }
 
 /// Does what a reply says. A reply that never ended, or that says no action, is no action, whatever is in it.

@@ -3,18 +3,19 @@
 //!
 //! Invariant: no example is lost silently: each is learned whole, or counted, or refused with its file and line.
 
+use std::borrow::Cow;
 use std::io::{BufRead, BufReader};
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, past};
+use super::common;
 use super::training::{self, Defaults, Training};
 use crate::artifact::{self, Episode};
 use crate::rng::Rng;
-use crate::text::{Dialogue, Text};
+use crate::text::{Dialogue, Message, Prompt, Text};
 use crate::train::batch::Example;
 use crate::train::{chat, sft};
 
@@ -29,7 +30,8 @@ pub struct Params {
     #[serde(default = "epochs")]
     #[schemars(range(min = 1, max = 10000))]
     pub epochs: u64,
-    /// Examples in an update. An episode is one; a conversation is one or more (see the guide on training).
+    /// Examples in an update. An episode is one, or with `form = "single"` of the prompt each of its turns; a
+    /// conversation is one or more (see the guide on training).
     #[serde(default = "batch")]
     #[schemars(range(min = 1, max = 100000))]
     pub batch: usize,
@@ -39,6 +41,12 @@ pub struct Params {
     /// What becomes of longer ones.
     #[serde(default)]
     pub on_long: OnLong,
+    /// How the states of episodes are put, and how actions are said.
+    #[serde(default)]
+    pub prompt: Prompt,
+    /// What of episodes is imitated.
+    #[serde(default)]
+    pub answers: Answers,
     #[serde(flatten)]
     pub training: Training<Imitation>,
 }
@@ -54,6 +62,18 @@ pub enum OnLong {
     Drop,
     /// Its end is cut off, and it is counted.
     Truncate,
+}
+
+/// What of episodes is imitated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Answers {
+    /// Actions, said in the form of the prompt.
+    #[default]
+    Actions,
+    /// All that was said, where the episode has it. What the prompt would not read as the turn's action is shown and not
+    /// learned.
+    Replies,
 }
 
 /// Defaults of imitation.
@@ -81,6 +101,8 @@ struct Data<'p> {
     dropped: usize,
     cut: usize,
     empty: usize,
+    /// Answers that the prompt would not read as the action that was taken.
+    unread: usize,
 }
 
 impl Data<'_> {
@@ -128,16 +150,46 @@ impl Data<'_> {
             if self.full() {
                 break;
             }
-            let mut examples = Vec::new();
-            if let Some(last) = episode.turns.len().checked_sub(1) {
-                let mut dialogue = Dialogue::at(text, &past(episode, last), true)?;
-                dialogue.assistant(&episode.turns[last].action, true)?;
-                self.answers += episode.turns.len();
-                examples.push(dialogue.example);
-            }
+            let examples = self.episode(text, index, episode).map_err(|error| at_line(path, index + 1, error))?;
             self.add(examples, path, index + 1)?;
         }
         Ok(())
+    }
+
+    /// One example, or one for each turn where every state is a message of its own.
+    fn episode(&mut self, text: &Text, index: usize, episode: &Episode) -> Result<Vec<Example>, OpError> {
+        let Params { prompt, answers, .. } = self.params;
+        let whole = *answers == Answers::Replies;
+        let says: Vec<Cow<'_, str>> = episode
+            .turns
+            .iter()
+            .map(|turn| match &turn.reply {
+                Some(reply) if whole => Cow::from(reply),
+                _ => Cow::from(prompt.reply(None, &turn.action)),
+            })
+            .collect();
+        // a plain prompt reads every text as itself
+        let learn: Vec<bool> = says
+            .iter()
+            .zip(&episode.turns)
+            .map(|(says, turn)| {
+                let read = prompt.parse(says).is_ok_and(|reply| reply.action == turn.action.trim());
+                read || (prompt.is_plain() && *says == turn.action)
+            })
+            .collect();
+        let learned = learn.iter().filter(|learn| **learn).count();
+        self.answers += learned;
+        self.unread += learn.len() - learned;
+        let example = |turn: usize| -> Result<Example, OpError> {
+            let mut messages = common::state(prompt, (index, episode), turn, whole)?;
+            messages.push(Message::assistant(says[turn].as_ref()));
+            let alone = !prompt.grows();
+            Ok(Dialogue::told(text, &messages, |answer| alone || learn[answer])?.example)
+        };
+        if prompt.grows() {
+            return episode.turns.len().checked_sub(1).map(example).into_iter().collect();
+        }
+        (0..episode.turns.len()).filter(|turn| learn[*turn]).map(example).collect()
     }
 
     fn conversations(&mut self, text: &Text, path: &Utf8Path) -> Result<(), OpError> {
@@ -145,16 +197,22 @@ impl Data<'_> {
             if self.full() {
                 break;
             }
-            let (examples, answers) = chat::examples(text, &conversation).map_err(|error| match error {
-                OpError::Failed { message, help } => {
-                    OpError::Failed { message: format!("line {line} of `{path}`: {message}"), help }
-                }
-                other => other,
-            })?;
+            let (examples, answers) =
+                chat::examples(text, &conversation).map_err(|error| at_line(path, line, error))?;
             self.answers += answers;
             self.add(examples, path, line)?;
         }
         Ok(())
+    }
+}
+
+/// An error with the line it is about.
+fn at_line(path: &Utf8Path, line: usize, error: OpError) -> OpError {
+    match error {
+        OpError::Failed { message, help } => {
+            OpError::Failed { message: format!("line {line} of `{path}`: {message}"), help }
+        }
+        other => other,
     }
 }
 
@@ -199,13 +257,17 @@ impl Op for Sft {
         ))
     }
 
+    fn check(&self, p: &Params) -> Vec<Problem> {
+        p.prompt.check()
+    }
+
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let (mut model, text) = common::load(ctx, ctx.input("model"))?;
+        let (mut model, text) = common::load_for(ctx, ctx.input("model"), &p.prompt)?;
         // 1. the data, before anything is spent on it
         let positions = model.config.max_positions;
         let longest = if p.max_length == 0 { positions } else { p.max_length.min(positions) };
-        let (sources, answers, dropped, cut, empty) = (0, 0, 0, 0, 0);
-        let mut data = Data { params: p, longest, examples: Vec::new(), sources, answers, dropped, cut, empty };
+        let (sources, answers, dropped, cut, empty, unread) = (0, 0, 0, 0, 0, 0);
+        let mut data = Data { params: p, longest, examples: Vec::new(), sources, answers, dropped, cut, empty, unread };
         for input in ctx.inputs("data") {
             if holds_conversations(&input.path)? {
                 data.conversations(&text, &input.path)?;
@@ -215,21 +277,32 @@ impl Op for Sft {
         }
         let examples = std::mem::take(&mut data.examples);
         if examples.is_empty() {
-            let Data { sources, dropped, empty, .. } = data;
-            return Err(OpError::failed(format!(
+            let Data { sources, dropped, empty, unread, .. } = data;
+            let nothing = format!(
                 "the data holds nothing to imitate: {sources} lines, {dropped} examples too long, {empty} without an answer"
-            )));
+            );
+            if unread > 0 {
+                return Err(OpError::with_help(
+                    format!("{nothing}, {unread} answers that the prompt would not read as the action taken"),
+                    "where the episodes hold no reasoning, write `thinking = \"optional\"` or `\"none\"` in `prompt`; \
+                     where they do, `answers = \"replies\"`",
+                ));
+            }
+            return Err(OpError::failed(nothing));
         }
         // 2. training
         p.training.prepare(ctx, &mut model)?;
         let per_epoch = examples.len().div_ceil(p.batch) as u64;
-        let facts = vec![
+        let mut facts = vec![
             ("examples", examples.len() as f64),
             ("actions", data.answers as f64),
             ("dropped_examples", data.dropped as f64),
             ("truncated_examples", data.cut as f64),
             ("empty_examples", data.empty as f64),
         ];
+        if data.unread > 0 {
+            facts.push(("unread_answers", data.unread as f64));
+        }
         let plan = sft::Plan { steps: p.epochs * per_epoch, facts, ..p.training.plan() };
         let seed = ctx.seed("order");
         sft::run(ctx, &mut model, &plan, |step| {

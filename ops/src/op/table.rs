@@ -26,7 +26,8 @@ pub struct TableParams {
     /// The axis to take mean and spread over: `seed`.
     #[serde(default)]
     pub over: Option<String>,
-    /// Which numbers to show: `success`, `score`, `steps`, `steps_won`, `limit`, `loops`, `invalid`, `repeated`, and
+    /// Which numbers to show: `success`, `score`, `return`, `steps`, `steps_won`, `invalid`, `repeated`, `malformed`,
+    /// `loops`, `limit`, `context`, causes of failure such as `failure_loop`, `success_at_4` of repeated episodes, and
     /// what a critic adds.
     #[serde(default = "success")]
     pub metrics: Vec<String>,

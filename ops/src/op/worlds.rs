@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::Turn;
-use crate::env::{Env, EnvError, Observation, Suite, WorldSettings};
+use crate::env::{Env, EnvError, Observation, Snapshot, Suite, WorldSettings};
 
 /// Whether admissible actions are written down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -76,10 +76,7 @@ impl Tasks {
     /// # Errors
     /// The world's.
     pub fn game(&self, index: usize) -> Result<Game, EnvError> {
-        let mut env = self.suite.open(&self.split, self.first + index, self.seed)?;
-        let now = env.reset()?;
-        let start = now.text.clone();
-        Ok(Game { env, now, start, turns: Vec::new(), actions: Vec::new(), known: false, spent: Vec::new() })
+        Game::begin(self.suite.open(&self.split, self.first + index, self.seed)?)
     }
 }
 
@@ -97,6 +94,28 @@ pub struct Game {
 }
 
 impl Game {
+    /// Starts a task.
+    ///
+    /// # Errors
+    /// The world's.
+    pub fn begin(mut env: Box<dyn Env>) -> Result<Game, EnvError> {
+        let now = env.reset()?;
+        let start = now.text.clone();
+        Ok(Game { env, now, start, turns: Vec::new(), actions: Vec::new(), known: false, spent: Vec::new() })
+    }
+
+    /// Takes the last action back: `before` and `now` are the state before it and what was perceived then.
+    ///
+    /// # Errors
+    /// The world's.
+    pub fn back(&mut self, before: &Snapshot, now: Observation) -> Result<(), EnvError> {
+        self.env.restore(before)?;
+        self.now = now;
+        self.turns.pop();
+        self.known = false;
+        Ok(())
+    }
+
     /// Admissible actions now; empty where the environment does not say.
     ///
     /// # Errors

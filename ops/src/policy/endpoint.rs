@@ -117,6 +117,9 @@ fn yes() -> bool {
     true
 }
 
+/// Variables of the server's chat template, in the request.
+const KWARGS: &str = "chat_template_kwargs";
+
 /// Fields of the body that are made here.
 const OURS: [&str; 11] =
     ["model", "messages", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "n", "stream"];
@@ -465,6 +468,29 @@ impl Policy for Endpoint {
 
     fn width(&self) -> usize {
         self.settings.concurrency.max(96)
+    }
+
+    fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {
+        if let Some(template) = &mut self.template {
+            return template.set(variables);
+        }
+        // vLLM and SGLang both take them under this name
+        let known = self.settings.extra.get(KWARGS).cloned().unwrap_or_else(|| json!({}));
+        let Value::Object(mut all) = known else {
+            return Err(OpError::failed(format!("`{KWARGS}` of the endpoint is `{known}`, expected a table")));
+        };
+        for (name, value) in variables {
+            if let Some(other) = all.insert(name.clone(), value.clone()).filter(|other| other != value) {
+                return Err(OpError::with_help(
+                    format!("`{name}` is `{value}` in the prompt and `{other}` in `extra.{KWARGS}` of the endpoint"),
+                    "set it at one place",
+                ));
+            }
+        }
+        if !all.is_empty() {
+            self.settings.extra.insert(KWARGS.to_owned(), Value::Object(all));
+        }
+        Ok(())
     }
 
     fn open(&mut self) -> Session {

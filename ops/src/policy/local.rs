@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actloom_engine::op::OpError;
+use serde_json::{Map, Value};
 
 use super::{Answer, Ask, Cost, Finish, Identity, Policy, Sampling, Session};
 use crate::infer::Choice;
@@ -135,6 +136,16 @@ impl<W: Weights> Policy for Local<W> {
 
     fn width(&self) -> usize {
         self.weights.width()
+    }
+
+    fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {
+        if variables.is_empty() {
+            return Ok(());
+        }
+        match Arc::get_mut(&mut self.text) {
+            Some(text) => text.set(variables),
+            None => Err(OpError::failed("the chat template was set while a conversation was open")),
+        }
     }
 
     fn open(&mut self) -> Session {

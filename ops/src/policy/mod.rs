@@ -25,8 +25,8 @@ pub use crate::infer::Sampling;
 use actloom_engine::op::{DeviceRequest, OpError};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::artifact::Past;
 use crate::rng::Rng;
 use crate::text::{Message, Role};
 
@@ -114,6 +114,17 @@ pub trait Policy {
     /// How many conversations it is best asked side by side.
     fn width(&self) -> usize;
 
+    /// Shows these variables to the chat template in every conversation that is opened from now on.
+    ///
+    /// # Errors
+    /// A template that does not have them; a policy without one.
+    fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {
+        match variables.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(OpError::failed(format!("this policy has no chat template, expected none for `{name}`"))),
+        }
+    }
+
     /// A new conversation, with no turn yet.
     fn open(&mut self) -> Session;
 
@@ -164,11 +175,6 @@ pub fn open_with(policy: &mut dyn Policy, messages: &[Message], room: usize) -> 
             Role::Assistant => policy.assistant(session, &message.content)?,
         }
     }
-    has_room(policy, session, room)?;
-    Ok(session)
-}
-
-fn has_room(policy: &dyn Policy, session: Session, room: usize) -> Result<(), OpError> {
     if let (Some(prompt), Some(limit)) = (policy.tokens(session), policy.positions())
         && prompt + room > limit
     {
@@ -177,21 +183,6 @@ fn has_room(policy: &dyn Policy, session: Session, room: usize) -> Result<(), Op
             "take a policy with more positions, or shorten the episodes",
         ));
     }
-    Ok(())
-}
-
-/// Opens a conversation at a state: first observation, then actions and observations.
-///
-/// # Errors
-/// Those of the template and the tokenizer, and a state that leaves no room for an answer of `room` tokens.
-pub fn open_at(policy: &mut dyn Policy, past: &Past, room: usize) -> Result<Session, OpError> {
-    let session = policy.open();
-    policy.user(session, &past.start)?;
-    for (action, observation) in &past.turns {
-        policy.assistant(session, action)?;
-        policy.user(session, observation)?;
-    }
-    has_room(policy, session, room)?;
     Ok(session)
 }
 

@@ -186,7 +186,8 @@ fn caption(table: &Table, common: Option<&Standing>) -> Vec<String> {
             format!("Cells: mean [95 % interval, Student's t] over {n} results (axis {})", over.axis)
         }
         (_, _, Spread::Interval) => {
-            "Cells: one result [95 % interval over its episodes, Wilson, where the metric is success]".to_owned()
+            "Cells: one result [95 % interval over its tasks, Wilson's for success and the bootstrap's for the others]"
+                .to_owned()
         }
         _ => "Cells: one result, so no spread".to_owned(),
     };

@@ -14,4 +14,5 @@ pub mod number;
 pub mod page;
 pub mod play;
 mod scale;
+mod tally;
 pub mod text;

@@ -3,7 +3,6 @@
 //! Invariants: no link leads out and the page's own policy forbids any; every text from outside goes through
 //! [`Text`]; equal contents give equal bytes (no time, no path, no order of a hash map).
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use actloom_engine::op::LineageNode;
@@ -12,8 +11,8 @@ use super::block::{Align, Block, Blocks, Body, blocks, mark};
 use super::curves::{self, Metrics};
 use super::html::Text;
 use super::play::{self, Shown};
-use super::{dots, graph, number};
-use crate::eval::scores::{Decoded, Scores};
+use super::{dots, graph, number, tally};
+use crate::eval::scores::Scores;
 use crate::eval::table::Table;
 
 const STYLE: &str = include_str!("page.css");
@@ -37,7 +36,7 @@ pub fn html(contents: &Contents) -> String {
         ("results", "Results", contents.tables.iter().map(|(name, table)| table_html(name, table, contents)).collect()),
         ("graph", "Graph", graph_html(&contents.lineage)),
         ("curves", "Curves", curves_html(&contents.metrics)),
-        ("scores", "Scores", scores_html(&contents.scores)),
+        ("scores", "Scores", tally::html(&contents.scores)),
         ("episodes", "Episodes", contents.episodes.iter().map(|(why, shown)| play::html(why, shown)).collect()),
     ];
     sections.retain(|(_, _, body)| !body.is_empty());
@@ -104,7 +103,7 @@ fn sup(marks: &[usize]) -> String {
 }
 
 /// A hyphen in front of a number becomes a minus sign.
-fn signed(text: &str) -> String {
+pub(super) fn signed(text: &str) -> String {
     Text(text).to_string().replace('-', "\u{2212}")
 }
 
@@ -180,64 +179,8 @@ fn curves_html(metrics: &[Metrics]) -> String {
     out
 }
 
-fn decoding(scores: &Scores) -> &'static str {
-    match scores.decoding {
-        Some(Decoded::Admissible) => "admissible",
-        Some(Decoded::Free) => "free",
-        Some(Decoded::Expert) => "expert",
-        Some(Decoded::Random) => "random",
-        Some(Decoded::Mixed) => "mixed",
-        None => "",
-    }
-}
-
-/// Every number of every scores input, and success by task type.
-fn scores_html(all: &[(String, Scores)]) -> String {
-    if all.is_empty() {
-        return String::new();
-    }
-    let mut names: Vec<&str> = Vec::new();
-    let mut kinds: Vec<&str> = Vec::new();
-    for (_, scores) in all {
-        names.extend(scores.metrics.keys().map(String::as_str));
-        kinds.extend(scores.by_kind.keys().map(String::as_str));
-    }
-    // What most readers look for first, then the rest by name.
-    let first = ["success", "score", "steps", "steps_won"];
-    let rank = |name: &str| first.iter().position(|f| *f == name).unwrap_or(first.len());
-    names.sort_by_key(|name| (rank(name), name.to_owned()));
-    names.dedup();
-    kinds.sort_unstable();
-    kinds.dedup();
-    let mut out = String::new();
-    let shown =
-        |name: &str, value: Option<f64>| value.map_or(String::new(), |v| signed(&number::metric(name, v, true)));
-    let columns: Vec<String> = names.iter().map(|n| number::titled(n, true)).collect();
-    let rows = all.iter().map(|(step, scores)| {
-        let mut cells = vec![scores.episodes.to_string(), decoding(scores).to_owned()];
-        cells.extend(names.iter().map(|name| shown(name, scores.metrics.get(*name).copied().flatten())));
-        (step.as_str(), cells)
-    });
-    let heads = ["episodes", "decoding"].into_iter().map(str::to_owned).chain(columns).collect();
-    plain_table(&mut out, "Every score", heads, rows.collect());
-    if !kinds.is_empty() {
-        let rows = all.iter().filter(|(_, scores)| !scores.by_kind.is_empty()).map(|(step, scores)| {
-            let of: &BTreeMap<_, _> = &scores.by_kind;
-            let cell = |kind: &&str| {
-                of.get(*kind).map_or(String::new(), |k| {
-                    format!("{} <span class=\"spread\">of {}</span>", shown("success", Some(k.success)), k.episodes)
-                })
-            };
-            (step.as_str(), kinds.iter().map(cell).collect())
-        });
-        let heads = kinds.iter().map(|k| (*k).to_owned()).collect();
-        plain_table(&mut out, "Success by task type (%)", heads, rows.collect());
-    }
-    out
-}
-
 /// A table of finished cells; the heads and row names are still text.
-fn plain_table(out: &mut String, title: &str, heads: Vec<String>, rows: Vec<(&str, Vec<String>)>) {
+pub(super) fn plain_table(out: &mut String, title: &str, heads: Vec<String>, rows: Vec<(&str, Vec<String>)>) {
     let open = if rows.len() <= 16 { " open" } else { "" };
     let _ = write!(
         out,

@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 
-use crate::artifact::{Actor, Decoding, End, Episode};
+use crate::artifact::{Actor, Decoding, Episode};
+use crate::eval::taxonomy::{Cause, Conduct, LOOP_AT};
 
 use super::html::Text;
 use super::number;
@@ -75,11 +76,9 @@ impl Picker {
 pub fn html(why: &str, shown: &Shown) -> String {
     let episode = &shown.episode;
     let task = &episode.task;
-    let outcome = match (episode.success, episode.end) {
-        (true, _) => "success",
-        (false, End::Limit) => "failure (step limit)",
-        (false, End::Context) => "failure (context full)",
-        (false, End::Done) => "failure",
+    let outcome = match Cause::of(episode, &Conduct::of(episode, LOOP_AT)) {
+        None => "success".to_owned(),
+        Some(cause) => format!("failure ({})", cause.name()),
     };
     let who = match (episode.actor, episode.decoding) {
         (Actor::Expert, _) => "the expert acted",
@@ -121,7 +120,7 @@ pub fn html(why: &str, shown: &Shown) -> String {
             out,
             "<li value=\"{}\"><span class=\"action{class}\">{}</span>{mark}<span class=\"observation\">{}</span></li>",
             at + 1,
-            Text(&turn.action),
+            Text(if turn.action.is_empty() { "(no action)" } else { &turn.action }),
             Text(&turn.observation),
         );
     }

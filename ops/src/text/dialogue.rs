@@ -7,7 +7,7 @@ use std::ops::Deref;
 
 use actloom_engine::op::OpError;
 
-use super::tokenizer::{Message, Text};
+use super::tokenizer::{Message, Role, Text};
 use crate::artifact::Past;
 use crate::train::batch::Example;
 
@@ -63,6 +63,28 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         for (action, observation) in &past.turns {
             dialogue.assistant(action, learn)?;
             dialogue.user(observation)?;
+        }
+        Ok(dialogue)
+    }
+
+    /// A conversation of messages; of the answers in it, by their number, are learned those that `learn` says.
+    ///
+    /// # Errors
+    /// The template's and the tokenizer's.
+    pub fn told(text: T, messages: &[Message], learn: impl Fn(usize) -> bool) -> Result<Self, OpError> {
+        let mut dialogue = Dialogue::new(text);
+        let mut answers = 0;
+        for message in messages {
+            match message.role {
+                Role::System => dialogue.system(&message.content)?,
+                Role::User => {
+                    dialogue.user(&message.content)?;
+                }
+                Role::Assistant => {
+                    dialogue.assistant(&message.content, learn(answers))?;
+                    answers += 1;
+                }
+            }
         }
         Ok(dialogue)
     }
@@ -169,11 +191,9 @@ pub fn split_reasoning(answer: &str) -> Option<(Option<&str>, &str)> {
     if marks(rest) || reasoning.is_some_and(marks) { None } else { Some((reasoning, rest)) }
 }
 
-/// Which of the two actions an answer chose: the text after the reasoning must be exactly one of them.
-pub fn parse_choice(answer: &str, shown: &[String; 2]) -> Option<usize> {
-    let (_, choice) = split_reasoning(answer)?;
-    let choice = choice.trim();
-    match (choice == shown[0], choice == shown[1]) {
+/// Which of the two actions is said: exactly one of them must be.
+pub fn which(said: &str, shown: &[String; 2]) -> Option<usize> {
+    match (said == shown[0], said == shown[1]) {
         (true, false) => Some(0),
         (false, true) => Some(1),
         _ => None,
@@ -183,11 +203,12 @@ pub fn parse_choice(answer: &str, shown: &[String; 2]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::Prompt;
 
     #[test]
     fn only_a_whole_answer_that_is_one_of_the_actions_is_a_choice() {
         let shown = ["go to fridge 1".to_owned(), "open fridge 1".to_owned()];
-        let choice = |answer: &str| parse_choice(answer, &shown);
+        let choice = |answer: &str| Prompt::default().choice(answer).and_then(|said| which(said, &shown));
         assert_eq!(choice("go to fridge 1"), Some(0));
         assert_eq!(choice("<think>need mug.</think>open fridge 1"), Some(1));
         assert_eq!(choice("<think>open fridge 1</think>\n go to fridge 1 "), Some(0));
@@ -209,6 +230,6 @@ mod tests {
             assert_eq!(choice(bad), None, "{bad:?}");
         }
         let same = ["look".to_owned(), "look".to_owned()];
-        assert_eq!(parse_choice("look", &same), None, "two equal actions cannot be chosen between");
+        assert_eq!(which("look", &same), None, "two equal actions cannot be chosen between");
     }
 }

@@ -5,7 +5,7 @@ pub mod prompt;
 mod template;
 mod tokenizer;
 
-pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, parse_choice, said, split_reasoning};
+pub use dialogue::{Dialogue, THINK_CLOSE, THINK_OPEN, critic_question, said, split_reasoning, which};
 pub use prompt::Prompt;
 pub use template::Template;
 pub use tokenizer::{Message, Role, Text, train_tokenizer};

@@ -86,6 +86,28 @@ impl Template {
         Ok(Template { environment, variables })
     }
 
+    /// Shows every rendering these variables, beside those that all templates see.
+    ///
+    /// # Errors
+    /// A variable that the template never reads: it would change nothing.
+    pub fn set(&mut self, variables: &Map<String, Json>) -> Result<(), OpError> {
+        let read = self
+            .environment
+            .get_template("chat")
+            .map(|template| template.undeclared_variables(false))
+            .map_err(|e| OpError::failed(format!("the chat template cannot be used: {}", explain(&e))))?;
+        for (name, value) in variables {
+            if !read.contains(name) {
+                return Err(OpError::with_help(
+                    format!("the chat template has no variable `{name}`"),
+                    format!("leave `{name}` out for this model"),
+                ));
+            }
+            self.variables.insert(name.clone(), value.clone());
+        }
+        Ok(())
+    }
+
     /// A conversation as text.
     ///
     /// # Errors

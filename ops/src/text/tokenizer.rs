@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use actloom_engine::op::OpError;
 use camino::Utf8Path;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -117,14 +118,38 @@ impl Text {
     /// A text side made of its parts. The token that the template writes after an answer ends it, too.
     pub fn new(tokenizer: Tokenizer, template: Option<Template>, eos: &[u32]) -> Text {
         let mut text = Text { tokenizer, template, local: false, eos: Vec::new(), seen: Mutex::new(HashMap::new()) };
-        text.local = text.has_template() && text.is_local();
-        text.eos.extend(text.closing());
+        text.try_out(eos);
+        text
+    }
+
+    /// Shows every rendering these variables of the template, as `enable_thinking`.
+    ///
+    /// # Errors
+    /// A variable that the template does not have.
+    pub fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {
+        if variables.is_empty() {
+            return Ok(());
+        }
+        match &mut self.template {
+            Some(template) => template.set(variables)?,
+            None => return Err(OpError::failed("the model has no chat template")),
+        }
+        let eos = std::mem::take(&mut self.eos);
+        self.try_out(&eos);
+        Ok(())
+    }
+
+    /// What kind of template it is, and which token it ends an answer with.
+    fn try_out(&mut self, eos: &[u32]) {
+        // whole conversations are rendered until it is known to be a sum of turns
+        self.local = false;
+        self.local = self.has_template() && self.is_local();
+        self.eos.extend(self.closing());
         for id in eos {
-            if !text.eos.contains(id) {
-                text.eos.push(*id);
+            if !self.eos.contains(id) {
+                self.eos.push(*id);
             }
         }
-        text
     }
 
     /// Whether conversations can be rendered.
@@ -211,9 +236,9 @@ impl Text {
     /// The template's.
     pub fn render_with(
         &self,
-        messages: &serde_json::Value,
+        messages: &Value,
         add_generation_prompt: bool,
-        variables: &serde_json::Map<String, serde_json::Value>,
+        variables: &Map<String, Value>,
     ) -> Result<String, OpError> {
         self.template()?.render_with(messages, add_generation_prompt, variables)
     }
@@ -230,7 +255,22 @@ impl Text {
             let (open, whole) = (self.render(&turns[..1], true)?, self.render(&turns, true)?);
             Ok(whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(say)).map(str::to_owned))
         };
-        match (after("a", "b")?, after("c d", "e f")?) {
+        // a template that opens an answer otherwise than it repeats it, as with reasoning switched off
+        let repeated = |say: &str| -> Result<Option<String>, OpError> {
+            let turns = [Message::user("a"), Message::assistant(say), Message::user(content)];
+            let (asked, open) = (self.render(&turns[..1], false)?, self.render(&turns[..1], true)?);
+            let whole = self.render(&turns, true)?;
+            let (Some(opening), Some(rest)) = (open.strip_prefix(&asked), whole.strip_prefix(&asked)) else {
+                return Ok(None);
+            };
+            let split = rest.split_once(say).filter(|(before, _)| opening.starts_with(before));
+            Ok(split.map(|(_, after)| after.to_owned()))
+        };
+        let found = match (after("a", "b")?, after("c d", "e f")?) {
+            (None, None) => (repeated("\u{3b1}7\u{3b2}")?, repeated("\u{3b3}8\u{3b4}")?),
+            found => found,
+        };
+        match found {
             (Some(one), Some(other)) if one == other => Ok(one),
             _ => Err(OpError::failed(
                 "the chat template rewrites earlier turns, so a conversation cannot be extended token by token",

@@ -1,4 +1,5 @@
-//! What a person or a script asks of one model: its sizes, its logits, a text, a copy in another form, a talk.
+//! What a person or a script asks of one model or one world: sizes, logits, a text, a copy in another form, a talk, a
+//! game.
 //!
 //! - `info`: what a folder or a file holds, without loading it. - `logits`: logits and greedy ids of given tokens.
 //! - `generate`: texts for a prompt. - `talk`: a conversation whose cache goes on. - `convert`: the same weights in
@@ -13,6 +14,7 @@ pub mod generate;
 pub mod info;
 pub mod logits;
 pub mod merge;
+pub mod play;
 pub mod stream;
 pub mod talk;
 pub mod worlds;

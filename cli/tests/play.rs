@@ -1,0 +1,151 @@
+//! `actloom play` in pipes: exact output, exit codes, and what is written.
+//!
+//! Invariant: the world is the smallest of the household's, and the model the tiny one of the parity vectors.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A folder with the tiny model in it, as `model`.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/tests/fixtures/parity/model");
+        std::os::unix::fs::symlink(model.canonicalize().unwrap(), dir.path().join("model")).unwrap();
+        Place(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Plays with these lines on stdin.
+    fn go(&self, args: &[&str], input: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
+        command.arg("play").args(args).current_dir(self.0.path()).env_clear();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // whoever does not read its input closes it
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// Code, stdout and stderr.
+    fn shown(&self, args: &[&str], input: &str) -> String {
+        let output = self.go(args, input);
+        let part = |name: &str, bytes: &[u8]| {
+            let text = String::from_utf8(bytes.to_vec()).unwrap();
+            if text.is_empty() { String::new() } else { format!("--- {name}\n{text}") }
+        };
+        let code = output.status.code().unwrap();
+        format!("code {code}\n{}{}", part("stdout", &output.stdout), part("stderr", &output.stderr))
+    }
+
+    /// What every line of stdout says.
+    fn events(&self, args: &[&str], input: &str) -> Vec<Value> {
+        let output = self.go(&[args, &["--json"]].concat(), input);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+const TASK: &[&str] = &["household", "2", "--split", "id", "--seed", "1"];
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [TASK, more].concat()
+}
+
+#[test]
+fn a_session_in_a_pipe_says_what_the_world_says_and_where_the_game_stands() {
+    let lines = "/actions go\n1\nfly\n\n/undo\n/hint\n/actions take\n/help\n/quit\nlook\n";
+    insta::assert_snapshot!(Place::new().shown(TASK, lines));
+}
+
+#[test]
+fn a_game_is_won_by_hints_alone_and_its_episode_is_written() {
+    let place = Place::new();
+    let mut lines = String::new();
+    let mut steps = 0;
+    // what the expert says depends on all that was done, so the session is played again with one more action each time
+    let last = loop {
+        let events = place.events(TASK, &format!("{lines}/hint\n"));
+        let Some(action) = events.last().unwrap()["action"].as_str() else { break events };
+        lines += &format!("{action}\n");
+        steps += 1;
+        assert!(steps < 40, "{lines}");
+        let events = place.events(TASK, &lines);
+        if events.last().unwrap()["event"] == "over" {
+            break events;
+        }
+    };
+    let over = last.last().unwrap();
+    assert_eq!((&over["won"], &over["steps"], &over["end"]), (&true.into(), &steps.into(), &"done".into()));
+    let step = &last[last.len() - 2];
+    assert_eq!((&step["event"], &step["done"], &step["score"]), (&"step".into(), &true.into(), &1.0.into()));
+    for _ in 0..2 {
+        let output = place.go(&with(&["--out", "mine.jsonl"]), &lines);
+        assert_eq!(output.status.code(), Some(0));
+    }
+    let text = fs_err::read_to_string(place.path("mine.jsonl")).unwrap();
+    let written: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((written.len(), &written[0]), (2, &written[1]));
+    assert_eq!((&written[0]["actor"], &written[0]["success"]), (&"expert".into(), &true.into()));
+    assert_eq!(written[0]["turns"].as_array().unwrap().len(), steps);
+}
+
+#[test]
+fn a_model_plays_to_the_end_in_a_pipe() {
+    let place = Place::new();
+    let model = ["--model", "model", "--device", "cpu", "--max-tokens", "6", "--max-steps", "2"];
+    let free = place.events(&with(&[&model[..], &["--prompt-set", "style=react"]].concat()), "");
+    let names: Vec<&str> = free.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["start", "reply", "step", "reply", "step", "over"]);
+    assert!(free[1]["refused"].is_string(), "a model of noise says no thought: {}", free[1]);
+    assert_eq!((&free[2]["action"], &free[2]["valid"], &free[5]["end"]), (&"".into(), &false.into(), &"limit".into()));
+    let held = with(&[&model[..], &["--decoding", "admissible", "--out", "it.jsonl"]].concat());
+    assert_eq!(place.events(&held, "")[2]["valid"], true);
+    let episode: Value = serde_json::from_str(&fs_err::read_to_string(place.path("it.jsonl")).unwrap()).unwrap();
+    assert_eq!((&episode["actor"], &episode["decoding"]), (&"policy".into(), &"admissible".into()));
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_played() {
+    let place = Place::new();
+    insta::assert_snapshot!(place.shown(&with(&["--set", "siez=small"]), ""));
+    insta::assert_snapshot!(place.shown(&with(&["--set", "size=huge"]), ""));
+    insta::assert_snapshot!(place.shown(&["household", "0", "--split", "tests"], ""));
+    insta::assert_snapshot!(place.shown(&["household", "id/x", "--split", "id"], ""));
+    insta::assert_snapshot!(place.shown(&with(&["--data", "nowhere"]), ""));
+    insta::assert_snapshot!(place.shown(&with(&["--model", "model", "--prompt-set", "stile=react"]), ""));
+    assert_eq!(place.go(&with(&["--temperature", "1"]), "").status.code(), Some(2), "it needs a model");
+    assert_eq!(place.go(&["kitchen"], "").status.code(), Some(2));
+}
+
+#[test]
+fn a_line_that_asks_for_nothing_ends_a_script_with_an_error() {
+    let place = Place::new();
+    let shown = place.shown(&with(&["--out", "mine.jsonl"]), "look\n/fly\nlook\n");
+    insta::assert_snapshot!(shown);
+    assert_eq!(fs_err::read_to_string(place.path("mine.jsonl")).unwrap().lines().count(), 1, "what was played is kept");
+}
+
+#[test]
+fn an_interrupted_game_is_written_down() {
+    let place = Place::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
+    command.arg("play").args(with(&["--out", "mine.jsonl"])).current_dir(place.0.path()).env_clear();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"look\n").unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    while !lines.next().unwrap().unwrap().starts_with("step 1:") {}
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs_err::read_to_string(place.path("mine.jsonl")).unwrap().lines().count(), 1);
+}

@@ -1,0 +1,304 @@
+//! `actloom play`: one game, played by a person or by a policy, without a terminal.
+//!
+//! 1. [`Asked::open`]: settings as recipes have them, a world, one of its tasks.
+//! 2. [`person`]: lines are actions or commands ([`line`]). [`watch`]: a policy acts.
+//! 3. Whatever happens is an [`Event`]; [`Face`] shows it and brings the lines.
+//!
+//! Invariants: a policy plays as in `rollout` with the same seed, parameters and number of the task; taking an action
+//! back leaves no trace in the episode; what was played can be written down at any moment.
+
+pub mod line;
+mod open;
+
+use actloom_engine::op::OpError;
+use camino::Utf8Path;
+use serde::Serialize;
+
+use self::line::{Line, page};
+use crate::artifact::{Actor, End, Episode, SCHEMA_VERSION, Task};
+use crate::env::{Observation, Snapshot};
+use crate::op::rollout::{Clock, Played, advance};
+use crate::op::worlds::{Game, Record};
+use crate::policy::{self, Finish};
+pub use open::{Asked, Model, Opened, Wrong};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A game begins, for the first time or again.
+    Start { task: Task, observation: String },
+    /// A policy spoke. `reasoning` is what it thought first, `refused` why it says no action.
+    Reply { text: String, reasoning: Option<String>, refused: Option<String> },
+    /// An action was taken.
+    Step {
+        step: usize,
+        action: String,
+        /// Whether the environment took it for one of its own; null where it does not say.
+        valid: Option<bool>,
+        observation: String,
+        reward: f64,
+        score: f64,
+        done: bool,
+        won: bool,
+    },
+    /// The last action was taken back.
+    Undone { step: usize, observation: String, score: f64 },
+    /// Actions that are possible now, by number from 1; null where the environment does not say.
+    Actions { actions: Option<Vec<(usize, String)>>, of: usize, page: usize, pages: usize },
+    /// What the expert would do.
+    Hint { action: Option<String> },
+    /// What can be said.
+    Help,
+    /// A line that asks for nothing that can be done.
+    Mistake { message: String },
+    /// The game is over.
+    Over { won: bool, score: f64, steps: usize, end: End },
+}
+
+/// Whoever sits in front: shows what happens and brings lines.
+pub trait Face {
+    /// The next line; `None` at the end of the input, or when the person wants to stop.
+    ///
+    /// # Errors
+    /// The stream's.
+    fn line(&mut self) -> Result<Option<String>, OpError>;
+
+    fn show(&mut self, event: &Event);
+
+    /// Waits until the person wants to see the next step of a policy; `false` ends it.
+    ///
+    /// # Errors
+    /// The stream's.
+    fn wait(&mut self) -> Result<bool, OpError>;
+
+    /// The person wants to stop.
+    fn stopping(&self) -> bool;
+
+    /// Lists are shown in pages, mistakes are forgiven, and a game that is over can be taken up again.
+    fn patient(&self) -> bool;
+}
+
+/// A game that a person plays.
+struct Table {
+    game: Game,
+    /// The states before each turn.
+    past: Vec<(Snapshot, Observation)>,
+    most: usize,
+}
+
+impl Table {
+    fn over(&self) -> bool {
+        self.game.now.done || self.game.turns.len() >= self.most
+    }
+}
+
+/// Lets a person play; what was played, and the first mistake of a face that is not patient.
+///
+/// # Errors
+/// The world's and the face's.
+pub fn person(opened: Opened, face: &mut dyn Face) -> Result<(Episode, Option<String>), OpError> {
+    let game = Game::begin(opened.env)?;
+    face.show(&Event::Start { task: game.env.task().clone(), observation: game.start.clone() });
+    let mut table = Table { game, past: Vec::new(), most: opened.most.unwrap_or(usize::MAX) };
+    let mut mistake = None;
+    while face.patient() || !table.over() {
+        let Some(line) = face.line()? else { break };
+        match answer(&mut table, &line, face)? {
+            Answered::Quit => break,
+            Answered::Mistake(message) => {
+                face.show(&Event::Mistake { message: message.clone() });
+                if !face.patient() {
+                    mistake = Some(message);
+                    break;
+                }
+            }
+            Answered::Done => {}
+        }
+    }
+    let Table { game, .. } = table;
+    let episode = Episode {
+        v: SCHEMA_VERSION,
+        task: game.env.task().clone(),
+        // a person's play is a demonstration
+        actor: Actor::Expert,
+        decoding: None,
+        end: if game.now.done { End::Done } else { End::Limit },
+        start: game.start,
+        turns: game.turns,
+        success: game.now.won,
+        score: game.now.score,
+    };
+    Ok((episode, mistake))
+}
+
+enum Answered {
+    Done,
+    Quit,
+    Mistake(String),
+}
+
+fn answer(table: &mut Table, line: &str, face: &mut dyn Face) -> Result<Answered, OpError> {
+    match Line::read(line) {
+        Line::Nothing => {}
+        Line::Quit => return Ok(Answered::Quit),
+        Line::Help => face.show(&Event::Help),
+        Line::Unknown(word) => {
+            return Ok(Answered::Mistake(format!(
+                "`{word}` is no command; `/help` lists them, `/do TEXT` says anything"
+            )));
+        }
+        Line::Actions { filter, number } => {
+            let paged = face.patient();
+            let actions = table.game.actions()?;
+            let event = match page(actions, filter, number, paged) {
+                _ if actions.is_empty() => Event::Actions { actions: None, of: 0, page: 1, pages: 1 },
+                Ok((shown, of, pages)) => Event::Actions { actions: Some(shown), of, page: number, pages },
+                Err(message) => return Ok(Answered::Mistake(message)),
+            };
+            face.show(&event);
+        }
+        Line::Hint => {
+            let action = if table.game.now.done { None } else { table.game.env.expert()? };
+            face.show(&Event::Hint { action });
+        }
+        Line::Undo => {
+            let Some((before, now)) = table.past.pop() else {
+                return Ok(Answered::Mistake("there is no action to take back".to_owned()));
+            };
+            table.game.back(&before, now)?;
+            let Observation { text, score, .. } = table.game.now.clone();
+            face.show(&Event::Undone { step: table.game.turns.len(), observation: text, score });
+        }
+        Line::Restart => {
+            while let Some((before, now)) = table.past.pop() {
+                // only the first state counts, but each turn has to go
+                if table.past.is_empty() {
+                    table.game.back(&before, now)?;
+                } else {
+                    table.game.turns.pop();
+                }
+            }
+            let task = table.game.env.task().clone();
+            face.show(&Event::Start { task, observation: table.game.start.clone() });
+        }
+        Line::Number(number) => {
+            let actions = table.game.actions()?;
+            let text = number.to_string();
+            let action = match actions.get(number.wrapping_sub(1)) {
+                // an environment may ask for a number, or not say what is possible
+                _ if actions.is_empty() || actions.contains(&text) => text,
+                Some(action) => action.clone(),
+                None => {
+                    let most = actions.len();
+                    return Ok(Answered::Mistake(format!("there is no action {number}, expected 1 to {most}")));
+                }
+            };
+            return act(table, action, face);
+        }
+        Line::Action(action) => return act(table, action.to_owned(), face),
+    }
+    Ok(Answered::Done)
+}
+
+fn act(table: &mut Table, action: String, face: &mut dyn Face) -> Result<Answered, OpError> {
+    if table.over() {
+        return Ok(Answered::Mistake("the game is over; `/undo`, `/restart` or `/quit`".to_owned()));
+    }
+    table.past.push((table.game.env.snapshot(), table.game.now.clone()));
+    table.game.step(action, None, Record::Always)?;
+    face.show(&stepped(&table.game));
+    if table.over() {
+        face.show(&over(&table.game, if table.game.now.done { End::Done } else { End::Limit }));
+    }
+    Ok(Answered::Done)
+}
+
+fn stepped(game: &Game) -> Event {
+    let Observation { text, reward, score, done, won, .. } = game.now.clone();
+    let (action, valid) = game.turns.last().map(|turn| (turn.action.clone(), turn.admissible)).unwrap_or_default();
+    Event::Step { step: game.turns.len(), action, valid, observation: text, reward, score, done, won }
+}
+
+fn over(game: &Game, end: End) -> Event {
+    Event::Over { won: game.now.won, score: game.now.score, steps: game.turns.len(), end }
+}
+
+/// Lets a policy play while somebody watches; what was played, and whether it was stopped before its end.
+///
+/// # Errors
+/// The world's, the policy's and the face's.
+pub fn watch(opened: Opened, face: &mut dyn Face) -> Result<(Episode, bool), OpError> {
+    let Some(player) = opened.player else { panic!("BUG: nobody is there to be watched") };
+    let params = player.params;
+    let mut policy = policy::open(&player.path, player.device)?;
+    policy.set(&params.prompt.variables())?;
+    let mut games = [Played::new(Game::begin(opened.env)?)];
+    let game = &games[0].game;
+    face.show(&Event::Start { task: game.env.task().clone(), observation: game.start.clone() });
+    let (mut clock, mut stopped) = (Clock::default(), false);
+    for step in 0..params.max_steps {
+        if games[0].game.now.done || games[0].full {
+            break;
+        }
+        if face.stopping() || !face.wait()? {
+            stopped = true;
+            break;
+        }
+        let at = (player.seed, &[opened.index][..], step);
+        let answers = match advance(&mut *policy, &params, &mut games, at, &|| face.stopping(), &mut clock) {
+            Err(OpError::Interrupted) => {
+                stopped = true;
+                break;
+            }
+            answers => answers?,
+        };
+        let Some((_, answer)) = answers.into_iter().next().filter(|_| !games[0].full) else { break };
+        face.show(&reply(&params.prompt, &answer));
+        face.show(&stepped(&games[0].game));
+    }
+    if !stopped {
+        let end = match (games[0].game.now.done, games[0].full) {
+            (true, _) => End::Done,
+            (false, true) => End::Context,
+            (false, false) => End::Limit,
+        };
+        face.show(&over(&games[0].game, end));
+    }
+    let [played] = games;
+    Ok((played.episode(&mut *policy, params.decoding), stopped))
+}
+
+fn reply(prompt: &crate::text::Prompt, answer: &policy::Answer) -> Event {
+    let text = answer.text.clone();
+    let (reasoning, refused) = match answer.ended().map(|said| prompt.parse(said)) {
+        Some(Ok(reply)) => (reply.reasoning.map(|thought| thought.trim().to_owned()), None),
+        Some(Err(why)) => {
+            let why = serde_json::to_value(why).ok().and_then(|why| why.as_str().map(str::to_owned));
+            (None, Some(why.unwrap_or_default()))
+        }
+        None => (None, Some(if answer.finish == Finish::Length { "cut" } else { "unended" }.to_owned())),
+    };
+    Event::Reply { text, reasoning, refused }
+}
+
+/// Adds an episode to a file of episodes, which may be new.
+///
+/// # Errors
+/// The file system's; a file that does not end with a whole line.
+pub fn append(path: &Utf8Path, episode: &Episode) -> Result<(), OpError> {
+    use std::io::Write;
+    let mut text = match fs_err::read(path) {
+        Ok(there) if there.last().is_some_and(|byte| *byte != b'\n') => {
+            return Err(OpError::failed(format!("`{path}` does not end with a whole line, expected episodes")));
+        }
+        _ => serde_json::to_string(episode).map_err(std::io::Error::from)?,
+    };
+    text.push('\n');
+    let mut file = fs_err::OpenOptions::new().append(true).create(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    Ok(file.sync_all()?)
+}
+
+#[cfg(test)]
+mod tests;
