@@ -145,3 +145,31 @@ fn more_objects_than_fit_are_an_error_with_a_line_and_any_number_of_places_is_no
     assert!(error.ends_with("the problem has more than 128 of kind `object`, expected at most as many"), "{error}");
     assert!(read_problem(&problem(128, 500), "test").is_ok());
 }
+
+#[test]
+fn a_goal_that_cannot_be_reached_behind_many_doors_ends_the_experts() {
+    let mut text = String::from(
+        "(define (problem x) (:domain alfred) (:objects agent1 - agent loc_bar_0 - location MugType - otype \
+         CabinetType - rtype\n",
+    );
+    let mut facts = String::from("(:init (atLocation agent1 loc_bar_0) (canContain CabinetType MugType)\n");
+    for i in 10..34 {
+        text += &format!("Mug_bar_{i} - object Cabinet_bar_{i} - receptacle loc_bar_{i} - location\n");
+        facts += &format!("(objectType Mug_bar_{i} MugType) (pickupable Mug_bar_{i}) (cleanable Mug_bar_{i})\n");
+        facts += &format!("(receptacleType Cabinet_bar_{i} CabinetType) (openable Cabinet_bar_{i})\n");
+        facts +=
+            &format!("(receptacleAtLocation Cabinet_bar_{i} loc_bar_{i}) (inReceptacle Mug_bar_{i} Cabinet_bar_{i})\n");
+    }
+    let goal = "(:goal (exists (?r ?o) (and (cleanable ?o) (isClean ?o) (objectType ?o MugType) (inReceptacle ?o ?r) \
+                (receptacleType ?r CabinetType)))))";
+    let mut world = read_problem(&format!("{text})\n{facts})\n{goal}"), "test").unwrap().play();
+    world.reset();
+    assert_eq!(world.plan(), None);
+    // the search takes a mug and then knows no sink
+    let mut steps = 0;
+    while let Some(action) = world.expert() {
+        world.step(&action);
+        steps += 1;
+        assert!(steps < 10);
+    }
+}
