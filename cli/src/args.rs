@@ -93,7 +93,7 @@ pub enum Verb {
     Chat(Chat),
     /// Play one task of an environment, or watch a model play it
     Play(Play),
-    /// Look at environments: which there are, their tasks, whether captured transcripts come out again
+    /// Look at environments: their tasks, and whether captured transcripts come out again
     #[command(subcommand)]
     Env(Env),
 }

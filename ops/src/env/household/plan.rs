@@ -1,13 +1,17 @@
 //! The expert that knows everything: a shortest plan, by A* over what matters for the goal.
 //!
 //! Invariants: plans are shortest (the estimate never exceeds the true cost, and only actions that no shortest plan
-//! needs are left out); equal states give equal plans.
+//! needs are left out); equal states give equal plans; a goal that cannot be reached ends the search.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use super::goal::{Aim, TaskKind};
 use super::world::{Action, Set, State, World, has, members, only};
+
+/// States that are looked at before the search gives up: the largest rooms need some thousands, and one that cannot be
+/// solved would have millions, every set of open doors being another.
+const MOST: usize = 50_000;
 
 /// What tells states apart for the goal's sake.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +33,7 @@ struct Node {
     from: Option<(usize, Action)>,
 }
 
-/// A shortest list of actions to the goal; `None` where there is none. Empty where the goal holds.
+/// A shortest list of actions to the goal; `None` where there is none, or none within [`MOST`] states. Empty where the goal holds.
 pub(super) fn shortest(world: &World, start: &State, aim: &Aim) -> Option<Vec<Action>> {
     let mut nodes = vec![Node { state: start.clone(), cost: 0, from: None }];
     let mut best: HashMap<Key, u32> = HashMap::from([(key(start, aim), 0)]);
@@ -69,6 +73,9 @@ pub(super) fn shortest(world: &World, start: &State, aim: &Aim) -> Option<Vec<Ac
             let cost = cost + 1;
             let known = best.entry(key(&next, aim)).or_insert(u32::MAX);
             if cost < *known {
+                if nodes.len() == MOST {
+                    return None;
+                }
                 *known = cost;
                 let total = cost + estimate(world, &next, aim);
                 open.push(Reverse((total, Reverse(cost), nodes.len())));
