@@ -11,7 +11,7 @@ use super::pages::{BACK, BUY, Element, NEXT, PREVIOUS, Page, WINDOW};
 use super::product::Product;
 use super::reward::{fits, wanted};
 use super::session::{HITS, Place, Session, parse};
-use super::{EnvError, Store};
+use super::{EnvError, Store, Wanted};
 
 /// How a goal is reached.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,21 +119,24 @@ fn values(product: &Product, goal: &Goal) -> Vec<String> {
             _ => None,
         })
         .collect();
-    let exact: Vec<&str> = match &goal.goal_options {
-        super::Wanted::Values(list) => list.iter().map(String::as_str).collect(),
-        super::Wanted::Named(named) => named.values().map(String::as_str).collect(),
+    // names are known of synthetic goals only
+    let exact: Vec<(Option<&str>, &str)> = match &goal.goal_options {
+        Wanted::Values(list) => list.iter().map(|value| (None, value.as_str())).collect(),
+        Wanted::Named(named) => named.iter().map(|(name, value)| (Some(name.as_str()), value.as_str())).collect(),
     };
     let wanted = wanted(&goal.goal_options);
     let mut chosen: Vec<(&str, &str)> = Vec::new();
-    // the very values first, so that what is merely alike takes no option from them
+    // the very values first, though the reward may not know them for equal (`stand` holds a `tan`), and so that what is
+    // merely alike takes no option from them
     for strict in [true, false] {
-        for (wanted, exact) in wanted.iter().zip(&exact) {
-            if chosen.iter().any(|(_, value)| fits(value, wanted)) {
+        for (wanted, (name, value)) in wanted.iter().zip(&exact) {
+            if !strict && chosen.iter().any(|(_, value)| fits(value, wanted)) {
                 continue;
             }
-            let free = |option: &str| chosen.iter().all(|(taken, _)| *taken != option);
-            let found = all.iter().find(|(option, value)| {
-                free(option) && fits(value, wanted) && (!strict || value.eq_ignore_ascii_case(exact.trim()))
+            let found = all.iter().find(|(option, here)| {
+                let free = chosen.iter().all(|(taken, _)| taken != option);
+                let same = name.is_none_or(|name| name == *option) && here == value;
+                free && if strict { same } else { fits(here, wanted) }
             });
             chosen.extend(found);
         }
