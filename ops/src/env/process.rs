@@ -197,8 +197,6 @@ fn lasting(command: Command) -> std::io::Result<Child> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     fn shell(script: &str) -> Command {

@@ -197,8 +197,6 @@ fn version_of(jar: impl Read) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use std::io::Write;
 
     use proptest::prelude::*;

@@ -102,8 +102,6 @@ pub fn order(kinds: &[usize], split: &str, most: usize) -> Option<Vec<(usize, u3
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     #[test]
