@@ -125,7 +125,7 @@ impl Polynomial {
         let mut product = Polynomial(BTreeMap::new());
         for (m, p) in &self.0 {
             for (n, q) in &other.0 {
-                budget.spend((m.len() + n.len()) as u64 / 4 + cost(bits(p) + bits(q)))?;
+                budget.spend((m.len() + n.len()) as u64 + cost(bits(p) + bits(q)))?;
                 let (monomial, factor) = merged(m, n);
                 product.add_term(monomial, p * q * factor, budget)?;
             }
@@ -324,7 +324,7 @@ impl Exact {
             }
             return Some(Exact::number(Rational::new(whole_root(q.numer(), degree)?, whole_root(q.denom(), degree)?)));
         }
-        budget.spend(DIVISORS / 4)?;
+        budget.spend(DIVISORS / 20)?;
         let (outside, primes) = square_free(&(q.numer() * q.denom()).abs())?;
         let mut root = Exact::number(Rational::new(outside, q.denom().clone()));
         if q.is_negative() {

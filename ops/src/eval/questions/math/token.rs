@@ -165,7 +165,8 @@ fn sign(name: &str) -> Option<char> {
 
 /// Takes an answer apart; `None` where a sign is not known or a limit is passed. With `thousands`, `1,234` is one number.
 pub fn tokens(text: &str, thousands: bool) -> Option<Vec<Token>> {
-    let mut lexer = Lexer { text: text.chars().collect(), at: 0, thousands, prose: prose(text), out: Vec::new() };
+    let mut lexer =
+        Lexer { text: text.chars().collect(), at: 0, thousands, prose: prose(text), brackets: 0, out: Vec::new() };
     lexer.all(0)?;
     Some(lexer.out)
 }
@@ -184,6 +185,8 @@ struct Lexer {
     at: usize,
     thousands: bool,
     prose: bool,
+    /// Open brackets: inside, a comma separates items and never thousands.
+    brackets: usize,
     out: Vec<Token>,
 }
 
@@ -197,6 +200,11 @@ impl Lexer {
     }
 
     fn mark(&mut self, c: char) {
+        match c {
+            '(' | '[' | '«' => self.brackets += 1,
+            ')' | ']' | '»' => self.brackets = self.brackets.saturating_sub(1),
+            _ => {}
+        }
         self.out.push(Token::Mark(c));
     }
 
@@ -373,6 +381,7 @@ impl Lexer {
             at: 0,
             thousands: self.thousands,
             prose: prose(&inside),
+            brackets: self.brackets,
             out: std::mem::take(&mut self.out),
         };
         let done = inner.all(depth + 1);
@@ -437,7 +446,7 @@ impl Lexer {
     /// The length of a separator of thousands that stands before exactly three digits.
     fn separator(&self, first: usize) -> Option<usize> {
         let always = ["{,}", ",\\!", "\\,", "\\ ", "\u{2009}", "\u{202f}", "\u{a0}", ",\\,"];
-        let sometimes: &[&str] = if self.thousands { &[",", " "] } else { &[] };
+        let sometimes: &[&str] = if self.thousands && self.brackets == 0 { &[",", " "] } else { &[] };
         let found = always.iter().chain(sometimes).find(|s| self.starts(self.at, s))?.chars().count();
         // 12 1/2 and 3,125/4 in a list are other things, which the second reading without separators sees
         (first <= 3 && self.digits(self.at + found) == 3).then_some(found)
