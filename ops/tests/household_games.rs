@@ -267,7 +267,7 @@ fn release(dir: &Utf8Path) -> Utf8PathBuf {
         let anns = ["Warm a mug.", "Heat it"].map(|text| json!({"task_desc": text, "high_descs": []}));
         json!({"task_type": kind, "turk_annotations": {"anns": anns}, "images": [], "plan": {"x": [1]}}).to_string()
     };
-    let mut add = |id: &str, kind: &str, file: Option<Value>| {
+    let add = |id: &str, kind: &str, file: Option<Value>| {
         write(&root.join(id).join("traj_data.json"), &trajectory(kind));
         if let Some(file) = file {
             write(&root.join(id).join("game.tw-pddl"), &file.to_string());

@@ -17,7 +17,7 @@ use crate::eval::scores::{Decoded, EpisodeScore, KindScore, Scores, TaskScore};
 use crate::eval::stats::{self, Interval, Method};
 use crate::policy::{Ask, Finish, Policy, open_with};
 use crate::rng::Rng;
-use crate::text::Message;
+use crate::text::{Message, Prompt};
 
 /// Version of the answers file; the field `v` of each line.
 pub const ANSWERS_VERSION: u32 = 1;
@@ -93,6 +93,7 @@ pub struct Exam<'a> {
     pub filters: &'a Filters,
     pub max_tokens: usize,
     pub system: Option<&'a str>,
+    pub enable_thinking: Option<bool>,
     pub k: &'a [usize],
 }
 
@@ -178,7 +179,8 @@ pub fn hold(
     questions: &[Question],
     marking: &dyn Marking,
 ) -> Result<(), OpError> {
-    let mut policy = common::open_policy(ctx, ctx.input("policy"))?;
+    let set = Prompt { enable_thinking: exam.enable_thinking, ..Prompt::default() };
+    let mut policy = common::open_policy_for(ctx, ctx.input("policy"), &set)?;
     let seed = ctx.seed("replies");
     let total = questions.len() * exam.samples;
     // 1. every (question, sample) in order

@@ -61,6 +61,9 @@ pub struct Params {
     /// What the model is told first; nothing where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// The variable `enable_thinking` of the model's chat template; left out, the template decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_thinking: Option<bool>,
     /// The user's turn; `{question}` stands for the question.
     #[serde(default = "instruction")]
     pub instruction: String,
@@ -119,6 +122,7 @@ impl Op for Math {
             filters: &p.filters,
             max_tokens: p.max_tokens,
             system: p.system.as_deref(),
+            enable_thinking: p.enable_thinking,
             k: &p.k,
         };
         exam::hold(ctx, &exam, &questions, &Boxes)
