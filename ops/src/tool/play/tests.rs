@@ -1,3 +1,7 @@
+//! Sessions without a terminal: what a person types and sees, and a policy against `rollout`.
+//!
+//! Invariant: the world is the smallest of the household's, and the model the tiny one of the parity vectors.
+
 use std::collections::VecDeque;
 
 use actloom_engine::op::DeviceRequest;
