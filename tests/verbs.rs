@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::support::{Place, Ran, lines, quickstart, smoke, text};
+use crate::support::{Place, Ran, lines, quickstart, root, smoke, text};
 
 /// What `--help` promises.
 const DONE: Option<i32> = Some(0);
