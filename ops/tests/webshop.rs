@@ -119,8 +119,6 @@ fn suite(settings: Settings, source: GoalSource) -> Webshop {
     Webshop::new(settings, Arc::new(shelf)).unwrap()
 }
 
-// ---- random numbers, products, goals
-
 #[derive(Deserialize)]
 struct Draws {
     seed: u64,
@@ -225,8 +223,6 @@ fn every_captured_score_of_two_texts_is_reproduced() {
     }
 }
 
-// ---- captured sessions
-
 #[derive(Deserialize)]
 struct Captured {
     mode: View,
@@ -287,8 +283,6 @@ fn every_captured_page_address_list_and_reward_is_reproduced_exactly() {
     }
     assert_eq!(pages, 48);
 }
-
-// ---- quirks that the captures do not reach
 
 /// Plays actions; the last observation, and the session.
 fn play(env: &mut dyn Env, actions: &[&str]) -> Observation {
@@ -372,8 +366,6 @@ fn the_list_of_actions_says_that_words_can_be_searched() {
     assert_eq!((actions.len(), actions[0].as_str(), actions[11].as_str()), (12, "click[b000000002]", "click[next >]"));
 }
 
-// ---- reward
-
 #[test]
 fn the_wrong_purchase_is_worth_what_its_parts_are() {
     let shop = suite(Settings { nouns: Nouns::Words, ..Settings::default() }, GoalSource::Human);
@@ -442,8 +434,6 @@ fn options_by_name_are_compared_with_their_names() {
     assert_eq!(worth(&["red", "medium"]).r_option, Some(0.0));
     assert_eq!(worth(&["navy blue", "x-large"]).total, 1.0);
 }
-
-// ---- tasks, experts, snapshots
 
 #[test]
 fn the_expert_wins_every_goal_from_wherever_it_is_asked() {
@@ -600,8 +590,6 @@ proptest! {
         }
     }
 }
-
-// ---- hostile files
 
 fn small() -> Value {
     let items: Value = parsed("items_shuffle_1000");
