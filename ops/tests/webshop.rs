@@ -119,8 +119,6 @@ fn suite(settings: Settings, source: GoalSource) -> Webshop {
     Webshop::new(settings, Arc::new(shelf)).unwrap()
 }
 
-// ---- random numbers, products, goals
-
 #[derive(Deserialize)]
 struct Draws {
     seed: u64,
@@ -225,8 +223,6 @@ fn every_captured_score_of_two_texts_is_reproduced() {
     }
 }
 
-// ---- captured sessions
-
 #[derive(Deserialize)]
 struct Captured {
     mode: View,
@@ -287,8 +283,6 @@ fn every_captured_page_address_list_and_reward_is_reproduced_exactly() {
     }
     assert_eq!(pages, 48);
 }
-
-// ---- quirks that the captures do not reach
 
 /// Plays actions; the last observation, and the session.
 fn play(env: &mut dyn Env, actions: &[&str]) -> Observation {
@@ -372,8 +366,6 @@ fn the_list_of_actions_says_that_words_can_be_searched() {
     assert_eq!((actions.len(), actions[0].as_str(), actions[11].as_str()), (12, "click[b000000002]", "click[next >]"));
 }
 
-// ---- reward
-
 #[test]
 fn the_wrong_purchase_is_worth_what_its_parts_are() {
     let shop = suite(Settings { nouns: Nouns::Words, ..Settings::default() }, GoalSource::Human);
@@ -443,8 +435,6 @@ fn options_by_name_are_compared_with_their_names() {
     assert_eq!(worth(&["navy blue", "x-large"]).total, 1.0);
 }
 
-// ---- tasks, experts, snapshots
-
 #[test]
 fn the_expert_wins_every_goal_from_wherever_it_is_asked() {
     for source in [GoalSource::Human, GoalSource::Synthetic] {
@@ -490,8 +480,14 @@ fn the_expert_wins_made_up_goals_through_the_real_search() {
     for source in [GoalSource::Human, GoalSource::Synthetic] {
         shelf::stock(&Files::of(&files).unwrap(), source, &shelf, &scratch, 1, |_, _| true).unwrap();
         let shop = Webshop::new(Settings::default(), shelf::open(&shelf).unwrap().into()).unwrap();
-        let goals: BTreeMap<String, Goal> =
-            shop_goals(&shelf).into_iter().enumerate().map(|(i, goal)| (format!("goal/{i}"), goal)).collect();
+        let goals: BTreeMap<String, Goal> = shelf::open(&shelf)
+            .unwrap()
+            .goals()
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .map(|(i, goal)| (format!("goal/{i}"), goal))
+            .collect();
         let (mut won, mut played, mut first) = (0, 0, 0);
         for split in shop.splits() {
             let there = shop.count(&split).unwrap().unwrap();
@@ -519,10 +515,6 @@ fn the_expert_wins_made_up_goals_through_the_real_search() {
     }
 }
 
-fn shop_goals(shelf: &Utf8Path) -> Vec<Goal> {
-    shelf::open(shelf).unwrap().goals().unwrap()
-}
-
 #[test]
 fn splits_are_the_papers_where_there_are_enough_goals() {
     let goal: Goal = parsed::<Vec<Goal>>("goals_shuffled_seed233").remove(0);
@@ -534,6 +526,8 @@ fn splits_are_the_papers_where_there_are_enough_goals() {
     assert_eq!(sizes(&shop(1501)), [1, 1000, 500]);
     assert_eq!(sizes(&shop(1500)), [900, 300, 300]);
     assert_eq!(sizes(&shop(4)), [4, 0, 0]);
+    let empty = Webshop::new(Settings::default(), Arc::new(Shelf { products: Vec::new(), goals: Vec::new() }));
+    assert!(empty.is_err_and(|e| e.to_string().contains("no goals")));
     let shop = shop(1600);
     let task = |split: &str, index: usize| shop.open(split, index, 0).unwrap().task().clone();
     for (split, goal) in [("test", 7), ("eval", 507), ("train", 1507)] {
@@ -547,12 +541,6 @@ fn splits_are_the_papers_where_there_are_enough_goals() {
     assert_eq!(shop.reopen(&known).unwrap().task(), &known);
     known.goal = "another".to_owned();
     assert!(shop.reopen(&known).is_err_and(|e| e.to_string().contains("`goal/1503` is not of this catalogue")));
-}
-
-#[test]
-fn a_catalogue_without_goals_is_refused() {
-    let shelf = Shelf { products: Vec::new(), goals: Vec::new() };
-    assert!(Webshop::new(Settings::default(), Arc::new(shelf)).is_err_and(|e| e.to_string().contains("no goals")));
 }
 
 /// An action that may or may not be possible.
@@ -602,8 +590,6 @@ proptest! {
         }
     }
 }
-
-// ---- hostile files
 
 fn small() -> Value {
     let items: Value = parsed("items_shuffle_1000");

@@ -113,8 +113,8 @@ fn is_noun(word: &str) -> bool {
     if among(CLOSED, word) || among(NUMBERS, word) || among(ADJECTIVES, word) {
         return false;
     }
-    let ends = |ending: &&str| word.len() > ending.len() + 2 && word.ends_with(*ending);
-    NOUN_ENDINGS.iter().any(|ending| word.ends_with(ending)) || !ENDINGS.iter().any(|ending| ends(&ending))
+    let ends = |ending: &str| word.len() > ending.len() + 2 && word.ends_with(ending);
+    NOUN_ENDINGS.iter().any(|ending| word.ends_with(ending)) || !ENDINGS.iter().any(|ending| ends(ending))
 }
 
 /// Nouns of a name by the lexicon.
