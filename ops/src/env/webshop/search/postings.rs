@@ -73,7 +73,7 @@ pub fn write(products: &[(u32, u32)], lengths: &[u8], worth: &Worth, out: &mut V
 /// Whether a word is so common that its counts are also kept as a list of all products, for questions about one of them:
 /// reading a block for each question would be reading the whole word.
 pub fn is_common(frequency: usize, products: usize) -> bool {
-    products >= 1024 && frequency >= products / 16
+    products >= 64 && frequency >= products / 16
 }
 
 /// Bytes of a list of counts.

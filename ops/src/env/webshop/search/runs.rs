@@ -148,6 +148,17 @@ impl Runs {
     }
 }
 
+impl Drop for Runs {
+    /// After a stop or an error no thread goes on writing: the next attempt may write into the same folder.
+    fn drop(&mut self) {
+        self.send = None;
+        for thread in self.threads.drain(..) {
+            // whatever it says, nobody asks any more
+            let _ = thread.join();
+        }
+    }
+}
+
 fn run_path(folder: &Utf8Path, number: usize) -> Utf8PathBuf {
     folder.join(format!("run-{number:06}"))
 }
