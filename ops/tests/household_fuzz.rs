@@ -1,6 +1,5 @@
 //! Game files, problems, trajectories and transcripts that are anything but: an error, never a panic, a full stack or
 //! endless memory.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use actloom_ops::env::household::{self, Settings, read_game, read_problem};
 use actloom_ops::tool::worlds::check;

@@ -308,7 +308,7 @@ fn a_release_lists_the_games_that_the_original_would_in_the_order_of_their_names
     for data in [&root, &dir] {
         let suite = household::open(&Settings::default(), Some(data)).unwrap();
         assert_eq!(suite.splits(), ["train", "id"]);
-        assert_eq!(ids(suite.as_ref(), "train"), [&[look.clone()], &warm[..]].concat());
+        assert_eq!(ids(suite.as_ref(), "train"), [std::slice::from_ref(&look), &warm[..]].concat());
         assert_eq!(ids(suite.as_ref(), "valid_seen"), ids(suite.as_ref(), "id"));
         assert_eq!(
             suite.passed_over("train").unwrap(),

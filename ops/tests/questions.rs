@@ -687,6 +687,7 @@ fn columns_may_have_other_names_and_what_is_missing_is_told_with_what_is_there()
             "{error}\nexpected {expected}"
         );
     }
+    std::fs::remove_dir_all(bench.path("own-out-scratch")).unwrap();
     let long = json!({ "max_tokens": 100_000 });
     let error = run("math", "{\"problem\": \"a\", \"answer\": \"1\", \"id\": \"x\"}", long).unwrap_err();
     assert!(error.starts_with("the question `x` cannot be put"), "{error}");

@@ -173,6 +173,7 @@ fn text(event: &Event) -> String {
             format!("{observation}\n{}", format!("step {step} again: score {score}").dimmed())
         }
         Event::Actions { actions: None, .. } => "the environment does not say what is possible".to_owned(),
+        Event::Actions { of: 0, .. } => "no such action is possible now".to_owned(),
         Event::Actions { actions: Some(actions), of, page, pages } => {
             let rows = actions.iter().map(|(number, action)| format!("{:>4} {action}", number.dimmed()));
             let more = (*pages > 1).then(|| format!("page {page} of {pages}, {}", counted(*of, "action")));

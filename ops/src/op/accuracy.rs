@@ -168,10 +168,11 @@ fn scores(episodes: &[Episode], states: &[(usize, usize)], found: &[Found]) -> S
     let right = found.iter().filter(|f| **f == Found::Expert).count();
     let wilson = |right, all| Some(Interval::new(stats::wilson(right, all)?, Method::Wilson));
     scores.intervals.extend(wilson(right, n).map(|interval| ("next_action".to_owned(), interval)));
-    let of_kind = by_kind.into_iter().filter_map(|(kind, (right, all))| {
+    let of_kind = by_kind.into_iter().map(|(kind, (right, all))| {
         let success = right as f64 / all as f64;
         let interval = wilson(right, all);
-        Some((kind.to_owned(), KindScore { episodes: all, success, interval, metrics: BTreeMap::new() }))
+        let metrics = [("next_action".to_owned(), Some(success))].into();
+        (kind.to_owned(), KindScore { episodes: all, success, interval, metrics })
     });
     scores.by_kind = of_kind.collect();
     scores

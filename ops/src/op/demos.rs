@@ -79,10 +79,10 @@ impl Op for Demos {
         let tasks = Tasks::open(ctx, &p.world, &p.split, p.first, p.count)?;
         ctx.note("reproducible", tasks.suite.reproducible());
         let together = tasks.suite.together().min(CHUNK);
-        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.len());
+        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.count());
         let mut played = 0;
-        while played < tasks.len() {
-            let part = played..tasks.len().min(played + CHUNK);
+        while played < tasks.count() {
+            let part = played..tasks.count().min(played + CHUNK);
             episodes.extend(kept(ctx, &format!("tasks-{played}"), || {
                 let mut episodes = Vec::with_capacity(part.len());
                 for some in part.clone().collect::<Vec<_>>().chunks(together) {
@@ -95,7 +95,7 @@ impl Op for Demos {
                 Ok(episodes)
             })?);
             played = part.end;
-            ctx.progress(played as u64, tasks.len() as u64, "episodes", "");
+            ctx.progress(played as u64, tasks.count() as u64, "episodes", "");
         }
         let won = episodes.iter().filter(|e| e.success).count();
         if episodes.iter().all(|e| e.turns.is_empty()) {

@@ -180,13 +180,13 @@ fn questions(p: &Params, ctx: &OpContext<'_>) -> Result<Vec<Question>, OpError> 
 fn one(p: &Params, table: &Table, row: usize, names: &[&str]) -> Result<Question, OpError> {
     let question = exam::cell(table, row, 0, names[0])?.trim();
     let mut options = Vec::with_capacity(4);
-    for column in 1..5 {
-        let option = exam::cell(table, row, column, names[column])?.trim();
+    for (column, name) in names.iter().enumerate().take(5).skip(1) {
+        let option = exam::cell(table, row, column, name)?.trim();
         if options.contains(&option) {
             return Err(OpError::failed(format!(
                 "{} has two equal options, expected four different ones (column `{}`)",
                 table.place(row),
-                names[column]
+                name
             )));
         }
         options.push(option);

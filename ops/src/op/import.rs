@@ -584,7 +584,7 @@ mod tests {
     fn our_episodes_are_held_against_their_schema() {
         let ours = episode("id/0", "look", true, &[("look", true, "a mug")]);
         let line = serde_json::to_string(&ours).unwrap();
-        assert_eq!(run(&[&line], json!({})).unwrap(), [ours.clone()]);
+        assert_eq!(run(&[&line], json!({})).unwrap(), std::slice::from_ref(&ours));
         let wrong = |change: &dyn Fn(&mut Episode)| {
             let mut episode = ours.clone();
             change(&mut episode);

@@ -154,8 +154,8 @@ impl Op for Rollout {
         let seed = ctx.seed("actions");
         let together = policy.width().min(tasks.suite.together());
         let mut clock = Clock::default();
-        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.len());
-        let indices: Vec<usize> = (0..tasks.len()).collect();
+        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.count());
+        let indices: Vec<usize> = (0..tasks.count()).collect();
         for (chunk, part) in indices.chunks(GAMES).enumerate() {
             let _span = tracing::debug_span!("games", chunk).entered();
             episodes.extend(kept(ctx, &format!("games-{chunk}"), || {
@@ -167,7 +167,7 @@ impl Op for Rollout {
             })?);
             let won = episodes.iter().filter(|e| e.success).count();
             let note = format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64);
-            ctx.progress(episodes.len() as u64, tasks.len() as u64, "episodes", note);
+            ctx.progress(episodes.len() as u64, tasks.count() as u64, "episodes", note);
         }
         common::note_policy(ctx, &*policy);
         ctx.note("reproducible", policy.identity().reproducible && tasks.suite.reproducible());

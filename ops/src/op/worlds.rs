@@ -67,7 +67,8 @@ impl Tasks {
         Ok(Tasks { suite, split: split.to_owned(), first, count, seed: ctx.seed("tasks") })
     }
 
-    pub fn len(&self) -> usize {
+    /// How many are played.
+    pub fn count(&self) -> usize {
         self.count
     }
 

@@ -4,7 +4,7 @@
 //! Invariants: plain data in and out; a transcript that cannot be read is an error that names its line, never a
 //! difference.
 
-use actloom_engine::op::OpError;
+use actloom_engine::op::{OpError, seed_for};
 use camino::Utf8Path;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -101,7 +101,8 @@ pub struct TaskList {
     pub passed_over: Vec<String>,
 }
 
-/// Lists tasks: `count` of them from the first on, all that are listed if it is 0. Without a split, the first one.
+/// Lists tasks: `count` of them from the first on, all that are listed if it is 0. Without a split, the first one. Made tasks are
+/// those that a step with this seed plays.
 ///
 /// # Errors
 /// The world's.
@@ -138,7 +139,7 @@ pub fn tasks(
         }
         (None, count) => count,
     };
-    let tasks = (0..wanted).map(|index| Ok(suite.open(&split, index, seed)?.task().clone()));
+    let tasks = (0..wanted).map(|index| Ok(suite.open(&split, index, seed_for(seed, "tasks"))?.task().clone()));
     let tasks = tasks.collect::<Result<_, OpError>>()?;
     Ok(TaskList { there, tasks, passed_over: suite.passed_over(&split)?, split })
 }

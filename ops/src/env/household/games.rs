@@ -348,7 +348,8 @@ impl Suite for Games {
         let inside = !task.id.is_empty() && task.id.split('/').all(|part| !["", ".", ".."].contains(&part));
         let below = self.folder(split);
         let here = below.is_empty() || task.id.split('/').next() == Some(below);
-        if !one && !(inside && here && self.root.join(&task.id).join(GAME).is_file()) {
+        let listed = inside && here && self.root.join(&task.id).join(GAME).is_file();
+        if !(one || listed) {
             return Err(EnvError::unusable(format!("there is no game `{}` in `{}`", task.id, self.root)));
         }
         let opened = self.task(split, if one { "" } else { &task.id })?;

@@ -48,8 +48,6 @@ pub fn majority<'a>(answers: &[Option<&'a str>], mut equal: impl FnMut(&'a str, 
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
     /// Share of the subsets of size k that hold one of the first `right` of n.

@@ -134,7 +134,7 @@ pub fn word(token: &str, letters: &mut Vec<char>) -> Option<String> {
         *letter = letter.to_lowercase().next().unwrap_or(*letter);
     }
     let is_stop = |stop: &&str| letters.iter().copied().eq(stop.chars());
-    if letters.is_empty() || letters.len() <= 5 && STOP.iter().any(|stop| is_stop(&stop)) {
+    if letters.is_empty() || letters.len() <= 5 && STOP.iter().any(is_stop) {
         return None;
     }
     stem(letters);

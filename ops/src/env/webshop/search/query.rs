@@ -107,8 +107,6 @@ pub fn best(mut terms: Vec<Term<'_>>, lengths: &[u8], worth: &Worth, hits: usize
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use proptest::prelude::*;
 
     use super::super::postings::write;

@@ -497,11 +497,8 @@ impl<'a> Parser<'a> {
         if self.take('_') {
             let braces = self.take('{');
             name.push('_');
-            loop {
-                match self.peek() {
-                    Some(Token::Letter(s) | Token::Number(s) | Token::Text(s)) => name.push_str(s),
-                    _ => break,
-                }
+            while let Some(Token::Letter(s) | Token::Number(s) | Token::Text(s)) = self.peek() {
+                name.push_str(s);
                 self.at += 1;
                 if !braces {
                     break;
