@@ -41,7 +41,9 @@ fn every_recipe_in_the_docs_resolves() {
         for path in files {
             let recipe = parse(&path, &Overrides::default());
             let graph = recipe.and_then(|recipe| resolve(&recipe, &registry));
-            if let Err(wrong) = graph {
+            // a reader's own files are not here
+            let wrong = graph.err().filter(|wrong| wrong.located().iter().any(|d| d.code != "missing-file"));
+            if let Some(wrong) = wrong {
                 panic!("{}, {}: {:#?}", page.display(), path.file_name().unwrap(), wrong.located());
             }
             count += 1;

@@ -460,7 +460,7 @@ fn tasks_are_listed_with_settings_as_words() {
     let settings = worlds::settings("household", &words(&["size=small", "tasks=[\"look_at_obj_in_light\"]"])).unwrap();
     let list = worlds::tasks(&settings, None, Some("id"), 3, 5).unwrap();
     assert_eq!((list.there, list.tasks.len(), list.split.as_str()), (None, 3, "id"));
-    assert!(list.tasks.iter().all(|task| task.kind == "look_at_obj_in_light" && task.seed == Some(5)));
+    assert!(list.tasks.iter().all(|task| task.kind == "look_at_obj_in_light" && task.seed.is_some()));
     let (_guard, dir) = folder();
     let release = release(&dir);
     let settings = worlds::settings("household", &[]).unwrap();

@@ -166,11 +166,11 @@ fn random_numbers_are_those_of_cpython() {
 }
 
 /// Prices, their text, the price and the options.
-type Captured = (Vec<f64>, String, f64, serde_json::Map<String, Value>);
+type Priced = (Vec<f64>, String, f64, serde_json::Map<String, Value>);
 
 #[test]
 fn prices_and_options_are_the_originals() {
-    let captured: BTreeMap<String, Captured> = parsed("prices");
+    let captured: BTreeMap<String, Priced> = parsed("prices");
     let drawn = parsed::<Cpython>("random").human.prices;
     let products = Folder::captured().products().unwrap();
     assert_eq!(products.len(), captured.len());

@@ -144,7 +144,7 @@ fn the_patient_forgive_mistakes_and_others_end_with_the_first() {
     let lines = ["/fly", "9999", "/actions fly away", "/actions 7", "look"];
     let (episode, mistake, script) = play(&lines, true);
     assert_eq!((episode.turns.len(), mistake), (1, None));
-    assert_eq!(script.texts()[1..], ["mistake", "mistake", "mistake", "mistake", "step"]);
+    assert_eq!(script.texts()[1..], ["mistake", "mistake", "actions", "mistake", "step"]);
     let (episode, mistake, _) = play(&lines, false);
     assert_eq!(episode.turns.len(), 0);
     assert_eq!(mistake.unwrap(), "`/fly` is no command; `/help` lists them, `/do TEXT` says anything");
