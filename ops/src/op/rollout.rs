@@ -172,6 +172,15 @@ impl Op for Rollout {
         common::note_policy(ctx, &*policy);
         ctx.note("reproducible", policy.identity().reproducible && tasks.suite.reproducible());
         ctx.note("time", clock.told());
+        if clock.cut > 0 {
+            ctx.say(
+                Level::Warning,
+                format!(
+                    "{} of {} replies were cut off after {} tokens and are no actions: raise `max_tokens`",
+                    clock.cut, clock.replies, p.max_tokens
+                ),
+            );
+        }
         let crowded = episodes.iter().filter(|e| e.end == End::Context).count();
         if crowded > 0 {
             let (all, limit) = (episodes.len(), policy.positions().map_or_else(String::new, |n| format!("{n} ")));
@@ -195,6 +204,9 @@ pub(crate) struct Clock {
     steps: Vec<f64>,
     policy: f64,
     environment: f64,
+    /// Replies asked for, and those that were cut off.
+    replies: usize,
+    cut: usize,
 }
 
 impl Clock {
@@ -288,6 +300,8 @@ pub(crate) fn advance(
     clock.environment += (told - asked).as_secs_f64();
     clock.policy += told.elapsed().as_secs_f64();
     let acted = Instant::now();
+    clock.replies += answers.len();
+    clock.cut += answers.iter().filter(|answer| answer.finish == Finish::Length).count();
     for (i, answer) in playing.iter().zip(&answers) {
         games[*i].full |= answer.finish == Finish::Room;
     }
