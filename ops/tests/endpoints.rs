@@ -227,6 +227,31 @@ fn a_server_that_stays_broken_or_is_not_there_is_named_with_what_it_said_last() 
 }
 
 #[test]
+fn a_reasoning_that_comes_apart_is_joined_where_it_is_asked_for_and_odd_ends_are_no_failures() {
+    let server = StandIn::new(|seen, _| {
+        if seen.path == "/v1/models" {
+            return models(&["m"]);
+        }
+        let (reason, message) = match last(seen).as_str() {
+            "thinks" => ("stop", json!({ "reasoning_content": "hm", "content": "look" })),
+            "silent" => ("stop", json!({ "reasoning_content": "hm", "content": null })),
+            "filtered" => ("content_filter", json!({ "content": "lo" })),
+            _ => ("abort", json!({ "content": null })),
+        };
+        ok(json!({ "choices": [{ "finish_reason": reason, "message": message }] }))
+    });
+    let mut policy = Endpoint::new(server.settings(), None).unwrap();
+    let texts = ["thinks", "silent", "filtered", "aborted"];
+    let told = |answers: Vec<Answer>| answers.into_iter().map(|a| (a.text, a.finish)).collect::<Vec<_>>();
+    let say = |text: &str, finish| (text.to_owned(), finish);
+    let apart = [say("look", Finish::End), say("", Finish::End), say("lo", Finish::Length), say("", Finish::Length)];
+    assert_eq!(told(ask(&mut policy, &texts, &[]).unwrap()), apart);
+    policy.join_reasoning(true);
+    let joined = told(ask(&mut policy, &texts[..2], &[]).unwrap());
+    assert_eq!(joined, [say("<think>hm</think>look", Finish::End), say("<think>hm</think>", Finish::End)]);
+}
+
+#[test]
 fn deadlines_are_errors_that_name_themselves() {
     let server = StandIn::new(|seen, _| {
         if seen.path == CHAT {
@@ -272,8 +297,8 @@ fn answers_that_are_not_what_was_agreed_name_the_address_and_what_was_expected()
     let cases: [(&str, &str); 5] = [
         ("<html>hello</html>", "expected a JSON object"),
         ("{}", "expected an object with the list `choices`"),
-        (r#"{"choices":[{"message":{"content":"x"}}]}"#, "`choices[0].finish_reason` to be `stop` or `length`"),
-        (r#"{"choices":[{"finish_reason":"content_filter"}]}"#, "to be `stop` or `length`"),
+        (r#"{"choices":[{"message":{"content":"x"}}]}"#, "`choices[0].finish_reason` to be `stop`, `length` or"),
+        (r#"{"choices":[{"finish_reason":"because"}]}"#, "to be `stop`, `length` or"),
         (r#"{"choices":[{"finish_reason":"stop","message":{}}]}"#, "expected the answer's text to be a string"),
     ];
     for (body, expected) in cases {

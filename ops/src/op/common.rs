@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::{Episode, Pair, Past, Turn};
 use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy, Sampling};
-use crate::text::prompt::{Said, Scene};
+use crate::text::prompt::{Said, Scene, Thinking};
 use crate::text::{Dialogue, Message, Prompt, Text};
 
 /// What is cut off the distribution before a token is drawn, in this order, and texts that end an answer.
@@ -82,6 +82,7 @@ pub fn open_policy(ctx: &OpContext<'_>, path: &Utf8Path) -> Result<Box<dyn Polic
 pub fn open_policy_for(ctx: &OpContext<'_>, path: &Utf8Path, prompt: &Prompt) -> Result<Box<dyn Policy>, OpError> {
     let mut policy = policy::open(path, ctx.device())?;
     policy.set(&prompt.variables())?;
+    policy.join_reasoning(prompt.thinking() != Thinking::None);
     note_policy(ctx, &*policy);
     Ok(policy)
 }

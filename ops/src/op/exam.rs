@@ -23,7 +23,7 @@ use crate::text::{Message, Prompt};
 pub const ANSWERS_VERSION: u32 = 1;
 /// Resamples behind an interval.
 const RESAMPLES: usize = 10_000;
-/// Replies between two checkpoints.
+/// Most replies between two checkpoints.
 const CHUNK: usize = 96;
 
 /// A question ready to be put.
@@ -187,7 +187,7 @@ pub fn hold(
     let mut replies: Vec<Reply> = Vec::with_capacity(total);
     while replies.len() < total {
         let first = replies.len();
-        let last = (first + CHUNK).min(total);
+        let last = (first + policy.width().clamp(1, CHUNK)).min(total);
         replies.extend(common::kept(ctx, &format!("replies-{first}"), || {
             ask(ctx, &mut *policy, exam, questions, marking, first..last, seed)
         })?);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, Filters, kept};
 use super::worlds::{Game, Record, Tasks};
 use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn};
+use crate::env::webshop::{self, SearchHint};
 use crate::env::{EnvError, WorldSettings};
 use crate::eval::stats;
 use crate::policy::{Answer, Ask, Finish, Policy, Session, open_with};
@@ -46,6 +47,10 @@ pub struct Params {
     /// How many tasks at the beginning of the split are passed over.
     #[serde(default)]
     pub first: usize,
+    /// Episodes of each task; each has a random stream of its own.
+    #[serde(default = "once")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub episodes: usize,
     /// Longest episode, in steps.
     #[serde(default = "max_steps")]
     #[schemars(range(min = 1, max = 10000))]
@@ -70,6 +75,9 @@ pub struct Params {
     pub actions: Record,
 }
 
+fn once() -> usize {
+    1
+}
 fn max_steps() -> usize {
     50
 }
@@ -124,8 +132,22 @@ impl Played {
 /// The op.
 pub struct Rollout;
 
-/// Games that are played side by side.
+/// Most games that are played side by side, which are what a killed run loses.
 const GAMES: usize = 96;
+
+/// One game to be played: a task, and which of its episodes.
+#[derive(Clone, Copy)]
+struct Turned {
+    task: usize,
+    again: usize,
+}
+
+impl Turned {
+    /// What its random stream is told apart by. The first episode of a task has the same whatever `episodes` is.
+    fn stream(self) -> usize {
+        self.task | self.again << 40
+    }
+}
 
 impl Op for Rollout {
     type Params = Params;
@@ -141,6 +163,15 @@ impl Op for Rollout {
     fn check(&self, p: &Params) -> Vec<Problem> {
         let mut problems = p.world.check(Some(&p.split));
         problems.extend(p.prompt.check());
+        if let WorldSettings::Webshop(webshop::Settings { search: SearchHint::Blank, .. }) = p.world
+            && p.decoding == Decode::Admissible
+        {
+            let what = "a search would be held to the words `<your query>`, which is a blank to be filled in";
+            problems.push(
+                Problem::new(&["decoding"], what)
+                    .help("write `search = \"words\"` in `world`, or `decoding = \"free\"`"),
+            );
+        }
         if p.decoding == Decode::Admissible && !p.prompt.can_be_held() {
             let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
             problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
@@ -152,22 +183,21 @@ impl Op for Rollout {
         let mut policy = common::open_policy_for(ctx, ctx.input("policy"), &p.prompt)?;
         let tasks = Tasks::open(ctx, &p.world, &p.split, p.first, p.tasks)?;
         let seed = ctx.seed("actions");
-        let together = policy.width().min(tasks.suite.together());
+        let together = policy.width().min(tasks.suite.together()).clamp(1, GAMES);
         let mut clock = Clock::default();
-        let mut episodes: Vec<Episode> = Vec::with_capacity(tasks.count());
-        let indices: Vec<usize> = (0..tasks.count()).collect();
-        for (chunk, part) in indices.chunks(GAMES).enumerate() {
-            let _span = tracing::debug_span!("games", chunk).entered();
-            episodes.extend(kept(ctx, &format!("games-{chunk}"), || {
-                let mut episodes = Vec::with_capacity(part.len());
-                for some in part.chunks(together) {
-                    episodes.extend(play(ctx, &mut *policy, p, &tasks, some, seed, &mut clock)?);
-                }
-                Ok(episodes)
+        let each = |task| (0..p.episodes).map(move |again| Turned { task, again });
+        let games: Vec<Turned> = (0..tasks.count()).flat_map(each).collect();
+        let mut episodes: Vec<Episode> = Vec::with_capacity(games.len());
+        while episodes.len() < games.len() {
+            let first = episodes.len();
+            let _span = tracing::debug_span!("games", first).entered();
+            let some = &games[first..games.len().min(first + together)];
+            episodes.extend(kept(ctx, &format!("games-from-{first}"), || {
+                play(ctx, &mut *policy, p, &tasks, some, seed, &mut clock)
             })?);
             let won = episodes.iter().filter(|e| e.success).count();
             let note = format!("success {:.0} %", 100.0 * won as f64 / episodes.len() as f64);
-            ctx.progress(episodes.len() as u64, tasks.count() as u64, "episodes", note);
+            ctx.progress(episodes.len() as u64, games.len() as u64, "episodes", note);
         }
         common::note_policy(ctx, &*policy);
         ctx.note("reproducible", policy.identity().reproducible && tasks.suite.reproducible());
@@ -245,18 +275,19 @@ fn play(
     policy: &mut dyn Policy,
     p: &Params,
     tasks: &Tasks,
-    indices: &[usize],
+    some: &[Turned],
     seed: u64,
     clock: &mut Clock,
 ) -> Result<Vec<Episode>, OpError> {
     // 1. start the games
     let started = Instant::now();
-    let games = indices.par_iter().map(|i| tasks.game(*i)).collect::<Result<Vec<_>, EnvError>>()?;
+    let games = some.par_iter().map(|game| tasks.game(game.task)).collect::<Result<Vec<_>, EnvError>>()?;
+    let streams: Vec<usize> = some.iter().map(|game| game.stream()).collect();
     let mut games: Vec<Played> = games.into_iter().map(Played::new).collect();
     clock.environment += started.elapsed().as_secs_f64();
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
-        if advance(policy, p, &mut games, (seed, indices, step), &|| ctx.stopping(), clock)?.is_empty() {
+        if advance(policy, p, &mut games, (seed, &streams, step), &|| ctx.stopping(), clock)?.is_empty() {
             break;
         }
     }

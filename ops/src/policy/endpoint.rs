@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::http::{Job, Patience, Reply, Server, beginning};
 use super::{Answer, Ask, Cost, Finish, Identity, Policy, Sampling, Session};
 use crate::rng::Rng;
-use crate::text::{Message, Template, said};
+use crate::text::{Message, THINK_CLOSE, THINK_OPEN, Template, said};
 
 /// Version of `policy.json`.
 pub const POLICY_FILE_VERSION: u32 = 1;
@@ -190,6 +190,8 @@ pub struct Endpoint {
     settings: Settings,
     server: Arc<Server>,
     template: Option<Template>,
+    /// A reasoning that comes apart from its answer is put before it.
+    joins: bool,
     talks: Vec<Option<Vec<Message>>>,
     /// When patience ends; set by the first request.
     end: Option<Instant>,
@@ -251,6 +253,7 @@ impl Endpoint {
             settings,
             server,
             template,
+            joins: false,
             talks: Vec::new(),
             end: None,
             listed: Vec::new(),
@@ -401,8 +404,9 @@ impl Endpoint {
         let choice = json["choices"].get(0).ok_or_else(|| wrong("an object with the list `choices`"))?;
         let finish = match choice["finish_reason"].as_str() {
             Some("stop") => Finish::End,
-            Some("length") => Finish::Length,
-            _ => return Err(wrong("`choices[0].finish_reason` to be `stop` or `length`")),
+            // cut off, by the server's filter or by whoever stopped it: no answer, and no reason to end a study
+            Some("length" | "content_filter" | "abort" | "tool_calls" | "function_call") => Finish::Length,
+            _ => return Err(wrong("`choices[0].finish_reason` to be `stop`, `length` or one of OpenAI's others")),
         };
         let (text, logps) = match self.settings.api {
             Api::Chat => (&choice["message"]["content"], logprobs(&choice["logprobs"]["content"], |t| &t["logprob"])),
@@ -410,9 +414,15 @@ impl Endpoint {
         };
         let text = match (text, finish) {
             (Value::String(text), _) => text.clone(),
-            // a reasoning that was cut off before the answer began
+            // a reasoning that no answer followed
+            (Value::Null, _) if choice["message"].get("content").is_some() => String::new(),
             (Value::Null, Finish::Length) => String::new(),
             _ => return Err(wrong("the answer's text to be a string")),
+        };
+        let apart = ["reasoning_content", "reasoning"].iter().find_map(|field| choice["message"][*field].as_str());
+        let text = match apart.filter(|reasoning| self.joins && !reasoning.is_empty()) {
+            Some(reasoning) if !text.contains(THINK_OPEN) => format!("{THINK_OPEN}{reasoning}{THINK_CLOSE}{text}"),
+            _ => text,
         };
         if finish == Finish::End && !ask.allowed.is_empty() && !ask.allowed.contains(&text) {
             return Err(OpError::with_help(
@@ -467,7 +477,12 @@ impl Policy for Endpoint {
     }
 
     fn width(&self) -> usize {
-        self.settings.concurrency.max(96)
+        // the next requests are ready while the slowest of these are under way; a step that is killed asks them again
+        self.settings.concurrency.saturating_mul(2)
+    }
+
+    fn join_reasoning(&mut self, join: bool) {
+        self.joins = join;
     }
 
     fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {

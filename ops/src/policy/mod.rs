@@ -114,6 +114,10 @@ pub trait Policy {
     /// How many conversations it is best asked side by side.
     fn width(&self) -> usize;
 
+    /// Whether a reasoning that comes apart from its answer, as some servers send it, is put before the answer in its
+    /// marks. Models of ours say both in one text.
+    fn join_reasoning(&mut self, _join: bool) {}
+
     /// Shows these variables to the chat template in every conversation that is opened from now on.
     ///
     /// # Errors
