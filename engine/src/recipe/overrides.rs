@@ -196,10 +196,14 @@ fn put(root: &mut Table, path: &[(String, Span)], value: Value, findings: &mut F
             (name.as_str(), rest.iter().map(|(name, at)| (name, at)).collect())
         }
         _ => {
-            findings.push(
-                Diagnostic::new("unknown-path", format!("`{shown}` names nothing that can be set"))
-                    .at(&path[0].1, "expected a path that begins with `step`, `vars` or `matrix`"),
-            );
+            let d = Diagnostic::new("unknown-path", format!("`{shown}` names nothing that can be set"))
+                .at(&path[0].1, "expected a path that begins with `step`, `vars` or `matrix`");
+            let known = |section: &str| {
+                let table = root.get(section).and_then(Value::as_table);
+                table.is_some_and(|table| table.get(&path[0].0).is_some())
+            };
+            let meant = ["vars", "matrix", "step"].into_iter().find(|section| known(section));
+            findings.push(d.help_opt(meant.map(|section| format!("write `{section}.{shown}`"))));
             return;
         }
     };
