@@ -179,17 +179,36 @@ pub struct Pair {
 /// Anything with the field `v`.
 pub trait Versioned {
     fn version(&self) -> u32;
+
+    /// What a line must be beyond its schema.
+    ///
+    /// # Errors
+    /// Says what is out of range, and what was expected.
+    fn checked(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Versioned for Episode {
+    fn version(&self) -> u32 {
+        self.v
+    }
+
+    fn checked(&self) -> Result<(), String> {
+        let fits = (0.0..=1.0).contains(&self.score);
+        if fits { Ok(()) } else { Err(format!("`score` is {}, expected 0 to 1", self.score)) }
+    }
 }
 
 macro_rules! versioned {
     ($($t:ty),*) => { $(impl Versioned for $t { fn version(&self) -> u32 { self.v } })* };
 }
-versioned!(Episode, Samples, Pair);
+versioned!(Samples, Pair);
 
 /// Reads a JSON-lines file.
 ///
 /// # Errors
-/// Names the file and line of what cannot be read, and versions that this program does not know.
+/// Names the file and line of what cannot be read or is out of range, and versions that this program does not know.
 pub fn read<T: DeserializeOwned + Versioned>(path: &Utf8Path) -> Result<Vec<T>, OpError> {
     let file = fs_err::File::open(path)?;
     let mut items = Vec::new();
@@ -203,6 +222,7 @@ pub fn read<T: DeserializeOwned + Versioned>(path: &Utf8Path) -> Result<Vec<T>, 
                 item.version()
             )));
         }
+        item.checked().map_err(|why| OpError::failed(format!("cannot read line {} of `{path}`: {why}", index + 1)))?;
         items.push(item);
     }
     Ok(items)
@@ -220,4 +240,36 @@ pub fn write<T: Serialize>(path: &Utf8Path, items: &[T]) -> Result<(), OpError> 
     }
     out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::scores::tests::episode;
+
+    #[test]
+    fn a_score_outside_its_range_is_refused_with_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap().join("e.jsonl");
+        let good = serde_json::to_string(&episode("id/0", "look", true, &[("look", true, "a mug")])).unwrap();
+        let with = |score: &str| {
+            let bad = good.replace("\"score\":1.0", &format!("\"score\":{score}"));
+            fs_err::write(&path, format!("{good}\n{bad}\n")).unwrap();
+            read::<Episode>(&path).map(|read| read.len()).map_err(|e| e.to_string())
+        };
+        assert_eq!(with("0.5"), Ok(2));
+        for score in ["7.0", "-0.1", "1.0001"] {
+            let said = with(score).unwrap_err();
+            assert!(said.starts_with(&format!("cannot read line 2 of `{path}`: `score` is ")), "{said}");
+            assert!(said.ends_with(", expected 0 to 1"), "{said}");
+        }
+        // what is no number in JSON, or none that a float holds
+        for score in ["NaN", "null", "1e999", "-Infinity"] {
+            let said = with(score).unwrap_err();
+            assert!(said.starts_with(&format!("cannot read line 2 of `{path}`: ")), "{said}");
+        }
+        let mut odd = episode("id/0", "look", true, &[]);
+        odd.score = f64::NAN;
+        assert_eq!(odd.checked().unwrap_err(), "`score` is NaN, expected 0 to 1");
+    }
 }

@@ -79,7 +79,7 @@ impl Paired {
         let Shared { both, only_first, only_second } = shared(policy, baseline);
         if both.is_empty() {
             return Err(format!(
-                "no task was played by both sides: the policy played {}, the baseline {}",
+                "the episodes and the baseline share no task: the episodes are of {}, the baseline is of {}",
                 told(policy),
                 told(baseline)
             ));
@@ -167,8 +167,8 @@ mod tests {
         theirs.iter_mut().for_each(|t| t.seed = Some(7));
         assert_eq!(
             Paired::of(&ours, &theirs, &counting()).unwrap_err(),
-            "no task was played by both sides: the policy played 3 tasks such as `household id/0`, the baseline 3 tasks \
-             such as `household id/0` (seed 7)"
+            "the episodes and the baseline share no task: the episodes are of 3 tasks such as `household id/0`, the baseline \
+             is of 3 tasks such as `household id/0` (seed 7)"
         );
     }
 

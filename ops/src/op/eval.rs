@@ -69,7 +69,7 @@ impl Op for Eval {
             let baseline = Scores::of_episodes(&played(other)?, &Counting { resamples: 0, ..counting });
             scores.compare(&baseline, &counting).map_err(|why| {
                 OpError::with_help(
-                    format!("cannot compare `{path}` with `{other}`: {why}"),
+                    why,
                     "let both play one split with one `seed`: the seed makes the tasks of worlds that make them",
                 )
             })?;
@@ -156,7 +156,9 @@ mod tests {
         assert_eq!((mcnemar.b, mcnemar.c, mcnemar.p), (1, 0, 1.0));
         match score("other.jsonl").unwrap_err() {
             OpError::Failed { message, help } => {
-                assert!(message.contains("no task was played by both sides"), "{message}");
+                assert!(message.starts_with("the episodes and the baseline share no task: "), "{message}");
+                assert!(message.contains("3 tasks such as `household id/0` (seed 1)"), "{message}");
+                assert!(!message.contains("jsonl"), "{message}");
                 assert!(message.ends_with("3 tasks such as `household id/0` (seed 2)"), "{message}");
                 assert!(help.unwrap().contains("one `seed`"));
             }

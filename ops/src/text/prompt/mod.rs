@@ -120,7 +120,7 @@ pub enum Thinking {
     None,
     /// `<think>..</think>` may stand first (`Thought: ..` where the answer is a line).
     Optional,
-    /// It must, and must say something.
+    /// It must, and must say something: a letter or a digit.
     Required,
     /// The chat template itself writes `<think>`, so that a reply begins inside the reasoning.
     Opened,
@@ -394,9 +394,23 @@ impl Prompt {
     fn system(&self, scene: &Scene<'_>) -> String {
         fill(self.text(Slot::System), |name| match name {
             "instructions" => Some(self.text(Slot::Instructions).into()),
-            "task" => Some(scene.task.goal.as_str().into()),
+            "task" => Some(self.task(scene).into()),
             _ => None,
         })
+    }
+
+    /// What `{task}` stands for: the goal, or where there is none the start, unless the state tells that anyway.
+    fn task<'a>(&self, scene: &Scene<'a>) -> &'a str {
+        let goal = scene.task.goal.as_str();
+        if goal.trim().is_empty() && !self.tells_start(scene) { said(scene.start).trim() } else { goal }
+    }
+
+    /// Whether the first observation is told beside the task: in a conversation always.
+    fn tells_start(&self, scene: &Scene<'_>) -> bool {
+        let has = |slot: Slot, name: &str| fill::names(self.text(slot)).is_ok_and(|names| names.contains(&name));
+        let reaches = scene.turns.len() <= self.history();
+        let past = || reaches && has(Slot::State, "history") && has(Slot::Past, "observation");
+        self.grows() || scene.turns.is_empty() || has(Slot::State, "start") || past()
     }
 
     /// The first observation: the task is not told twice.
@@ -408,17 +422,17 @@ impl Prompt {
     fn of_start<'a>(&'a self, name: &str, scene: &Scene<'a>) -> Filled<'a> {
         Some(match name {
             "instructions" => self.text(Slot::Instructions).into(),
-            "task" => scene.task.goal.as_str().into(),
+            "task" => self.task(scene).into(),
             "observation" => self.start(scene),
             "actions" => self.listed(scene.first).into(),
             _ => return None,
         })
     }
 
-    /// The message of a state that stands for itself.
+    /// The message of a state that stands for itself. A text that would lose the task is told behind the start.
     fn state(&self, scene: &Scene<'_>) -> String {
         let last = scene.turns.last();
-        fill(self.text(Slot::State), |name| {
+        let message = fill(self.text(Slot::State), |name| {
             Some(match name {
                 "start" => self.start(scene),
                 "history" => self.told(scene).into(),
@@ -427,7 +441,10 @@ impl Prompt {
                 "step" => (scene.turns.len() + 1).to_string().into(),
                 _ => return self.of_start(name, scene),
             })
-        })
+        });
+        let (goal, start) = (scene.task.goal.trim(), said(scene.start).trim());
+        let told = self.tells_task() || self.tells_start(scene) || (!goal.is_empty() && message.contains(goal));
+        if told || start.is_empty() { message } else { format!("{start}\n\n{message}") }
     }
 
     /// The last steps: what was seen, and what was done then.

@@ -20,6 +20,8 @@ pub const ACTION_CLOSE: &str = "</action>";
 pub const ACTION_LINE: &str = "Action:";
 /// Begins the reasoning in the form `line`.
 pub const THOUGHT_LINE: &str = "Thought:";
+/// The words that lines of the form `line` begin with; the last is the environment's to say.
+const LABELS: [&str; 3] = ["thought", "action", "observation"];
 
 /// Why a reply is no action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +67,71 @@ fn begins(line: &str, mark: &str) -> bool {
 }
 
 /// Whatever a terminal or a tokenizer may take for a new line.
+const BREAKS: [char; 7] = ['\n', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
+
 fn breaks(text: &str) -> bool {
-    text.contains(['\n', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'])
+    text.contains(BREAKS)
+}
+
+/// Letters of full width as plain ones.
+fn plain(c: char) -> char {
+    let narrow = u32::from(c).wrapping_sub(0xfee0);
+    if (0x21..=0x7e).contains(&narrow) { char::from_u32(narrow).unwrap_or(c) } else { c }
+}
+
+/// Whatever may be taken for a colon.
+fn is_colon(c: char) -> bool {
+    matches!(
+        plain(c),
+        ':' | '\u{2d0}'
+            | '\u{2f8}'
+            | '\u{589}'
+            | '\u{5c3}'
+            | '\u{2236}'
+            | '\u{a789}'
+            | '\u{fe13}'
+            | '\u{fe30}'
+            | '\u{fe55}'
+    )
+}
+
+/// Letters that nothing shows of.
+fn is_blank(c: char) -> bool {
+    matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}')
+}
+
+/// Whether there is a letter or a digit in a text.
+fn says_something(text: &str) -> bool {
+    text.chars().any(|c| c.is_alphanumeric() && !is_blank(c))
+}
+
+/// The label that a line begins with, however it is dressed up: quoted, numbered, in other letters, with another colon.
+fn label(line: &str) -> Option<&'static str> {
+    let is_letter = |c: &char| c.is_alphabetic() && !is_blank(*c) && !is_colon(*c);
+    let mut word = String::new();
+    let mut chars = line.chars().skip_while(|c| !is_letter(c));
+    for c in chars.by_ref() {
+        if is_letter(&c) {
+            word.push(plain(c).to_ascii_lowercase());
+            if word.len() > "observation".len() {
+                return None;
+            }
+        } else if is_colon(c) {
+            return LABELS.into_iter().find(|label| *label == word);
+        } else if LABELS.contains(&word.as_str()) {
+            // `Action 2:`, `**Action**:`
+            let colon = chars.find(|c| is_letter(c) || is_colon(*c)).is_some_and(is_colon);
+            return LABELS.into_iter().find(|label| colon && *label == word);
+        } else if c.is_whitespace() || c.is_ascii() {
+            return None;
+        }
+    }
+    None
+}
+
+/// Whether a line of a reasoning begins like one of the form's own.
+fn labelled(text: &str, labels: &[&str]) -> bool {
+    text.split(BREAKS).filter_map(label).any(|found| labels.contains(&found))
 }
 
 /// The reasoning between marks at the beginning, and the rest.
@@ -110,7 +175,8 @@ fn lines(thinking: Thinking, rest: &str) -> Result<(Option<&str>, &str), Malform
         _ => return Err(Malformed::Marks),
     };
     let action = rest[said..].trim();
-    if begins(action, ACTION_LINE) || begins(action, THOUGHT_LINE) {
+    // what was said before the mark, too: `Thought: Action: a`
+    if label(action).is_some() || thought.is_some_and(|thought| labelled(thought, &LABELS)) {
         return Err(Malformed::Marks);
     }
     Ok((thought, action))
@@ -134,6 +200,7 @@ pub(super) fn parse(answer: Answer, thinking: Thinking, reply: &str) -> Result<R
             let inner = rest.strip_prefix(ACTION_OPEN).ok_or(Malformed::Marks)?;
             inner.strip_suffix(ACTION_CLOSE).ok_or(Malformed::Marks)?.trim()
         }
+        Answer::Line if reasoning.is_some_and(|text| labelled(text, &LABELS[1..])) => return Err(Malformed::Marks),
         Answer::Line if reasoning.is_some() => lines(Thinking::None, rest)?.1,
         Answer::Line => {
             let (thought, action) = lines(thinking, rest)?;
@@ -153,7 +220,7 @@ pub(super) fn parse(answer: Answer, thinking: Thinking, reply: &str) -> Result<R
     if breaks(action) {
         return Err(Malformed::Lines);
     }
-    if thinking == Thinking::Required && reasoning.is_none_or(|text| text.trim().is_empty()) {
+    if thinking == Thinking::Required && !reasoning.is_some_and(says_something) {
         return Err(Malformed::Reasoning);
     }
     Ok(Reply { reasoning, action })
