@@ -367,7 +367,7 @@ pub struct Prompt {
 #[derive(Debug, clap::Args)]
 pub struct Sampling {
     /// 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true, value_parser = temperature)]
     pub temperature: f64,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = 0)]
@@ -515,7 +515,7 @@ pub struct Play {
     /// A setting of the world as recipes write it: `size=small`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Longest game [default: none for a person, 50 for a model]
+    /// Longest game [default: 1000 for a person, 50 for a model]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub max_steps: Option<u32>,
     /// Write what was played as one more line of this file of episodes
@@ -528,7 +528,7 @@ pub struct Play {
     #[arg(long, value_name = "KEY=VALUE", requires = "model", help_heading = WATCH)]
     pub prompt_set: Vec<String>,
     /// 0 always takes the likeliest token [default: 0.4]
-    #[arg(long, value_name = "T", value_parser = temperature, requires = "model", help_heading = WATCH)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = temperature, requires = "model", help_heading = WATCH)]
     pub temperature: Option<f64>,
     /// Most tokens of a reply [default: 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), requires = "model", help_heading = WATCH)]

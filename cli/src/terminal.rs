@@ -6,28 +6,39 @@
 
 use std::io::{Error, ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
 /// Why data did not reach stdout.
 static LOST: OnceLock<Error> = OnceLock::new();
 
+/// Whether the reader of stdout went away.
+static GONE: AtomicBool = AtomicBool::new(false);
+
 /// Writes data, whole, with a newline at the end.
 pub fn out(text: &str) {
-    match write(&mut anstream::stdout(), text) {
-        // `actloom cache ls | head` closes the pipe early; there is nobody left to tell.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(LOST.set(error)),
-        _ => {}
-    }
+    note(write(&mut anstream::stdout(), text));
 }
 
 /// Writes a part of a text at once, as it is: what a model says is data, escape sequences and all.
 pub fn out_part(text: &str) {
     let mut stream = std::io::stdout();
-    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(LOST.set(error)),
-        _ => {}
+    note(stream.write_all(text.as_bytes()).and_then(|()| stream.flush()));
+}
+
+fn note(written: std::io::Result<()>) {
+    match written {
+        // `actloom cache ls | head` closes the pipe early; there is nobody left to tell.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => GONE.store(true, Ordering::Relaxed),
+        Err(error) => drop(LOST.set(error)),
+        Ok(()) => {}
     }
+}
+
+/// Whether nobody reads stdout any more, for those who would go on for ever.
+pub fn gone() -> bool {
+    GONE.load(Ordering::Relaxed)
 }
 
 /// The first error of stdout, a closed pipe excepted.

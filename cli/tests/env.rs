@@ -40,8 +40,25 @@ fn environments_and_their_tasks_are_listed() {
     let list: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&list["tasks"][0]["id"], &list["split"]), (&"tiny/train/0".into(), &"train".into()));
     let (code, out, error) = env(&["tasks", "attic"]);
-    assert_eq!((code, out.as_str()), (4, ""));
+    assert_eq!((code, out.as_str()), (2, ""));
     assert!(error.starts_with("error: there is no environment `attic`\n  help: there are `household`"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_asked_is_a_mistake_of_the_command_line() {
+    for (args, says) in [
+        (&["household", "--split", "nope"][..], "`nope` is no split"),
+        (&["household", "--set", "siez=small"], "`siez`"),
+        (&["household", "--set", "size"], "`size` sets nothing"),
+        (&["household", "--count", "0"], "--count N"),
+        (&["webshop"], "give `--data DIR`; a recipe step `op = \"catalogue\"` and `actloom export` make one"),
+    ] {
+        let (code, out, error) = env(&[&["tasks"], args].concat());
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {error}");
+        assert!(error.contains(says), "{args:?}: {error}");
+    }
+    let (code, _, error) = env(&["tasks", "household", "--data", "/no/such/games"]);
+    assert_eq!(code, 4, "{error}");
 }
 
 #[test]

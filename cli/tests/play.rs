@@ -147,6 +147,15 @@ fn what_cannot_be_is_refused_before_anything_is_played() {
     refused(&with(&["--data", "nowhere"]), &["nowhere"]);
     refused(&with(&["--model", "model", "--prompt-set", "stile=react"]), &["`stile`", "`style`"]);
     refused(&with(&["--model", "nobody"]), &["nobody"]);
+    refused(&["household", "ood/1", "--split", "id"], &["it is in `ood`", "`--split ood`"]);
+    refused(&["webshop"], &["give `--data DIR`", "`actloom export`"]);
+    refused(&with(&["--out", "/dev/zero"]), &["no regular file"]);
+    let notes = place.path("notes.txt");
+    fs_err::write(&notes, "buy milk\n").unwrap();
+    refused(&with(&["--out", "notes.txt"]), &["`notes.txt` holds something else than episodes"]);
+    assert_eq!(fs_err::read_to_string(&notes).unwrap(), "buy milk\n");
+    let cold = place.shown(&with(&["--model", "model", "--temperature", "-1"]), "");
+    assert!(cold.starts_with("code 2") && cold.contains("expected a number, 0 or above"), "{cold}");
     assert_eq!(place.go(&with(&["--temperature", "1"]), "").status.code(), Some(2), "it needs a model");
     assert_eq!(place.go(&["kitchen"], "").status.code(), Some(2));
 }
@@ -161,7 +170,71 @@ fn a_line_that_asks_for_nothing_ends_a_script_with_an_error() {
 }
 
 #[test]
+fn a_line_that_is_no_text_is_named() {
+    let place = Place::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
+    command.arg("play").args(with(&["--out", "mine.jsonl"])).current_dir(place.0.path()).env_clear();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"look\n\xff\nlook\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error.contains("error: line 2 of stdin is not UTF-8"), "{error}");
+    assert_eq!(fs_err::read_to_string(place.path("mine.jsonl")).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn nothing_is_played_for_nobody() {
+    let place = Place::new();
+    let begin = |stdout: Stdio, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
+        command.arg("play").args(with(more)).current_dir(place.0.path()).env_clear();
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // a reader that goes away
+    for more in [&[][..], &["--json"]] {
+        let mut child = begin(Stdio::piped(), more);
+        drop(child.stdout.take());
+        let mut stdin = child.stdin.take().unwrap();
+        let mut lines = 0;
+        // lines without end, until nobody takes them
+        while stdin.write_all(b"/actions\n").is_ok() {
+            lines += 1;
+            assert!(lines < 1_000_000, "it reads on and on");
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+    }
+    // a full disk
+    if Path::new("/dev/full").exists() {
+        for more in [&[][..], &["--json"]] {
+            let full = fs_err::OpenOptions::new().write(true).open("/dev/full").unwrap().into_file();
+            let mut child = begin(full.into(), more);
+            let _ = child.stdin.take().unwrap().write_all(b"look\n");
+            let output = child.wait_with_output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(4), "{error}");
+            assert!(error.starts_with("error: cannot write to stdout"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn where_nothing_was_played_no_file_is_made() {
+    let place = Place::new();
+    let output = place.go(&with(&["--out", "mine.jsonl"]), "");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!place.path("mine.jsonl").exists());
+}
+
+#[test]
 fn an_interrupted_game_is_written_down() {
+    for signal in ["-INT", "-TERM"] {
+        interrupted(signal);
+    }
+}
+
+fn interrupted(signal: &str) {
     let place = Place::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
     command.arg("play").args(with(&["--out", "mine.jsonl"])).current_dir(place.0.path()).env_clear();
@@ -170,7 +243,7 @@ fn an_interrupted_game_is_written_down() {
     stdin.write_all(b"look\n").unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     while !lines.next().unwrap().unwrap().starts_with("step 1:") {}
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(fs_err::read_to_string(place.path("mine.jsonl")).unwrap().lines().count(), 1);

@@ -2,9 +2,10 @@
 //!
 //! Invariants: stdout gets what the environment and the model say, and where the game stands; marks and hints go to
 //! stderr, and only where a person sits at both ends. In a pipe the game runs to its end and a line that asks for nothing
-//! is an error. Ctrl-C ends the game, and what was played is still written down; a second one ends the program.
+//! is an error. Ctrl-C and SIGTERM end the game, and what was played is still written down; a second one ends the program.
+//! So does a reader of stdout that went away, or cannot be written to.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -14,25 +15,24 @@ use actloom_engine::op::OpError;
 use actloom_ops::artifact::End;
 use actloom_ops::tool::play::{self, Asked, Event, Face, Model, Wrong, line};
 use owo_colors::OwoColorize;
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::args::{Global, Play};
 use crate::exit::{Exit, Failure};
-use crate::terminal::{is_watched, lost, out, out_json, painted, say};
+use crate::terminal::{gone, is_watched, lost, out, out_json, painted, say};
 use crate::text::counted;
 
 pub fn run(args: &Play, global: &Global) -> Result<Exit, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register_conditional_shutdown(SIGINT, Exit::Interrupted as i32, Arc::clone(&stop))?;
-    signal_hook::flag::register(SIGINT, Arc::clone(&stop))?;
-    if let Some(path) = &args.out {
-        // before an hour is played: can it be written at all?
-        fs_err::OpenOptions::new().append(true).create(true).open(path)?;
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let opened = asked(args).open().map_err(|wrong| match wrong {
-        Wrong::Asked { message, help } => Failure::Plain { exit: Exit::Usage, message, help },
-        Wrong::World(error) => error.into(),
-    })?;
+    if let Some(path) = &args.out {
+        // before an hour is played: can it be added to at all?
+        play::fits(path)?;
+    }
+    let opened = asked(args).open()?;
     let person = std::io::stdin().is_terminal() && is_watched();
     if person && args.model.is_some() {
         say("Enter plays the next step, Ctrl-D ends");
@@ -40,7 +40,7 @@ pub fn run(args: &Play, global: &Global) -> Result<Exit, Failure> {
         say("/help lists commands, Ctrl-D ends");
     }
     let reads = person || args.model.is_none();
-    let mut front = Front { json: global.json, person, lines: reads.then(lines), stop };
+    let mut front = Front { json: global.json, person, lines: reads.then(lines), read: 0, unreadable: None, stop };
     let (episode, mistake) = if args.model.is_some() {
         (play::watch(opened, &mut front)?.0, None)
     } else {
@@ -54,9 +54,9 @@ pub fn run(args: &Play, global: &Global) -> Result<Exit, Failure> {
             say(&format!("{} of `{}` in `{path}`", counted(episode.turns.len(), "step"), episode.task.id));
         }
     }
-    match mistake {
+    match mistake.or(front.unreadable.take()) {
         Some(message) => Err(Failure::usage(message, "a line is an action, its number, or a command")),
-        None if front.stopping() => Ok(Exit::Interrupted),
+        None if front.stop.load(Ordering::Relaxed) => Ok(Exit::Interrupted),
         None => Ok(Exit::Done),
     }
 }
@@ -82,12 +82,30 @@ fn asked(args: &Play) -> Asked {
     }
 }
 
-/// Lines of stdin, from a thread of their own, so that Ctrl-C is heard while one is waited for.
-fn lines() -> Receiver<std::io::Result<String>> {
+impl From<Wrong> for Failure {
+    fn from(wrong: Wrong) -> Failure {
+        match wrong {
+            Wrong::Asked { message, help } => Failure::Plain { exit: Exit::Usage, message, help },
+            Wrong::World(error) => error.into(),
+        }
+    }
+}
+
+/// Longest line of stdin, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Lines of stdin, with their ends, from a thread of their own, so that Ctrl-C is heard while one is waited for.
+fn lines() -> Receiver<std::io::Result<Vec<u8>>> {
     let (send, lines) = sync_channel(1);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            if send.send(line).is_err() {
+        let mut stdin = std::io::stdin().lock();
+        loop {
+            let mut line = Vec::new();
+            let read = stdin.by_ref().take(LONGEST).read_until(b'\n', &mut line).map(|_| line);
+            // nothing is the end of the input, and after an error there is no more
+            let end = read.as_ref().is_ok_and(Vec::is_empty);
+            let last = read.is_err();
+            if end || send.send(read).is_err() || last {
                 break;
             }
         }
@@ -100,24 +118,46 @@ struct Front {
     json: bool,
     /// Somebody sits at both ends.
     person: bool,
-    lines: Option<Receiver<std::io::Result<String>>>,
+    lines: Option<Receiver<std::io::Result<Vec<u8>>>>,
+    /// Lines that were read.
+    read: usize,
+    /// What was wrong with the last one, if that ended the game.
+    unreadable: Option<String>,
     stop: Arc<AtomicBool>,
 }
 
 impl Front {
-    fn read(&self, mark: &str) -> Result<Option<String>, OpError> {
+    fn read(&mut self, mark: &str) -> Result<Option<String>, OpError> {
+        // whoever nobody listens to says nothing more, be there lines for ever
+        if self.stopping() {
+            return Ok(None);
+        }
         if self.person {
             // Where the mark cannot be written there is no place to say so.
             let _ = write!(std::io::stderr(), "{}", painted(&mark.bold().to_string()));
         }
         let Some(lines) = &self.lines else { return Ok(None) };
-        loop {
+        let line = loop {
             match lines.recv_timeout(Duration::from_millis(50)) {
-                Ok(line) => return Ok(Some(line?)),
+                Ok(line) => break line?,
                 Err(RecvTimeoutError::Timeout) if !self.stopping() => {}
                 Err(_) => return Ok(None),
             }
+        };
+        self.read += 1;
+        let wrong = match String::from_utf8(line) {
+            Ok(line) if line.len() as u64 == LONGEST && !line.ends_with('\n') => {
+                format!("line {} of stdin is longer than {LONGEST} bytes, expected an action or a command", self.read)
+            }
+            Ok(line) => return Ok(Some(line)),
+            Err(_) => format!("line {} of stdin is not UTF-8, expected an action or a command", self.read),
+        };
+        if self.person {
+            say(&wrong);
+            return Ok(Some(String::new()));
         }
+        self.unreadable = Some(wrong);
+        Ok(None)
     }
 }
 
@@ -142,7 +182,7 @@ impl Face for Front {
     }
 
     fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || lost().is_some()
+        self.stop.load(Ordering::Relaxed) || lost().is_some() || gone()
     }
 
     fn patient(&self) -> bool {
@@ -179,13 +219,15 @@ fn text(event: &Event) -> String {
             let more = (*pages > 1).then(|| format!("page {page} of {pages}, {}", counted(*of, "action")));
             rows.chain(more.map(|more| more.dimmed().to_string())).collect::<Vec<_>>().join("\n")
         }
-        Event::Hint { action: Some(action) } => format!("hint: {action}"),
-        Event::Hint { action: None } => "hint: the expert has nothing to do".to_owned(),
+        Event::Hint { action: Some(action), .. } => format!("hint: {action}"),
+        Event::Hint { why: Some(why), .. } => format!("hint: {why}"),
+        Event::Hint { .. } => "hint: the expert has nothing to do".to_owned(),
         Event::Over { won, score, steps, end } => {
             let how = match (won, end) {
                 (true, _) => "won".green().bold().to_string(),
                 (false, End::Done) => "ended without success".red().bold().to_string(),
-                (false, End::Limit) => "out of steps".red().bold().to_string(),
+                // `--max-steps` may allow more
+                (false, End::Limit) => format!("{} (`--max-steps`)", "out of steps".red().bold()),
                 (false, End::Context) => "the text fills the model's context".red().bold().to_string(),
             };
             format!("{how}: {}, score {score}", counted(*steps, "step"))

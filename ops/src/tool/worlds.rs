@@ -5,13 +5,14 @@
 //! difference.
 
 use actloom_engine::op::{OpError, seed_for};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::artifact::Task;
 use crate::env::household::{self, Household};
-use crate::env::{Observation, WorldSettings, scienceworld, webshop};
+use crate::env::{Observation, Suite, WorldSettings, scienceworld, webshop};
+use crate::tool::play::Wrong;
 
 /// An environment that there is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,10 +59,10 @@ pub fn list() -> Vec<World> {
 ///
 /// # Errors
 /// Names the word, the environment or the setting that cannot be.
-pub fn settings(env: &str, words: &[String]) -> Result<WorldSettings, OpError> {
+pub fn settings(env: &str, words: &[String]) -> Result<WorldSettings, Wrong> {
     if !list().iter().any(|world| world.name == env) {
         let names: Vec<&str> = list().iter().map(|world| world.name).collect();
-        return Err(OpError::with_help(
+        return Err(Wrong::asked(
             format!("there is no environment `{env}`"),
             format!("there are `{}`", names.join("`, `")),
         ));
@@ -69,7 +70,7 @@ pub fn settings(env: &str, words: &[String]) -> Result<WorldSettings, OpError> {
     let mut table = Map::from_iter([("env".to_owned(), json!(env))]);
     for word in words {
         let Some((path, value)) = word.split_once('=') else {
-            return Err(OpError::with_help(format!("`{word}` sets nothing"), "expected `key=value`"));
+            return Err(Wrong::asked(format!("`{word}` sets nothing"), "expected `key=value`"));
         };
         let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         let (folders, key) = match path.rsplit_once('.') {
@@ -81,13 +82,54 @@ pub fn settings(env: &str, words: &[String]) -> Result<WorldSettings, OpError> {
             let inner = at.entry(folder).or_insert_with(|| json!({}));
             at = match inner.as_object_mut() {
                 Some(inner) => inner,
-                None => return Err(OpError::failed(format!("`{word}` sets a part of `{folder}`, which is no table"))),
+                None => return Err(asked(format!("`{word}` sets a part of `{folder}`, which is no table"))),
             };
         }
         at.insert(key.to_owned(), value);
     }
-    serde_json::from_value(Value::Object(table))
-        .map_err(|e| OpError::failed(format!("the settings of `{env}` cannot be: {e}")))
+    serde_json::from_value(Value::Object(table)).map_err(|e| asked(format!("the settings of `{env}` cannot be: {e}")))
+}
+
+fn asked(message: String) -> Wrong {
+    Wrong::Asked { message, help: None }
+}
+
+/// Where an environment's data is: what was given, or the catalogue in a folder that `export` wrote.
+///
+/// # Errors
+/// An environment that is nothing without, and there is none.
+pub fn data(env: &str, given: Option<&Utf8Path>) -> Result<Option<Utf8PathBuf>, Wrong> {
+    match given {
+        _ if env != "webshop" => Ok(given.map(Utf8Path::to_owned)),
+        Some(given) => {
+            let (outer, inner) = (given.join(CATALOGUE), given.join("catalogue"));
+            let exported = !outer.exists() && inner.join(CATALOGUE).is_file();
+            Ok(Some(if exported { inner } else { given.to_owned() }))
+        }
+        None => Err(Wrong::asked(
+            "the environment `webshop` has no catalogue",
+            "give `--data DIR`; a recipe step `op = \"catalogue\"` and `actloom export` make one",
+        )),
+    }
+}
+
+/// What every catalogue's folder holds.
+const CATALOGUE: &str = "catalogue.json";
+
+/// How many tasks a split has.
+///
+/// # Errors
+/// The world's; a split that there is not.
+pub(super) fn count(suite: &dyn Suite, split: &str) -> Result<Option<usize>, Wrong> {
+    let splits = suite.splits();
+    // only these are known before the program runs
+    if suite.name() == "command" && !splits.iter().any(|there| there == split) {
+        return Err(Wrong::asked(
+            format!("`{split}` is no split of the environment `command`"),
+            format!("it has `{}`", splits.join("`, `")),
+        ));
+    }
+    Ok(suite.count(split)?)
 }
 
 /// Some tasks of a split.
@@ -105,42 +147,39 @@ pub struct TaskList {
 /// those that a step with this seed plays.
 ///
 /// # Errors
-/// The world's.
+/// Settings, a split or a number that cannot be; the world's.
 pub fn tasks(
     settings: &WorldSettings,
     data: Option<&Utf8Path>,
     split: Option<&str>,
     count: usize,
     seed: u64,
-) -> Result<TaskList, OpError> {
+) -> Result<TaskList, Wrong> {
     if let Some(problem) = settings.check(split).into_iter().next() {
-        return Err(match problem.help {
-            Some(help) => OpError::with_help(problem.message, help),
-            None => OpError::failed(problem.message),
-        });
+        return Err(Wrong::Asked { message: problem.message, help: problem.help });
     }
-    let suite = settings.open(data)?;
+    let suite = settings.open(self::data(settings.name(), data)?.as_deref())?;
     let split = match split {
         Some(split) => split.to_owned(),
         None => match suite.splits().into_iter().next() {
             Some(first) => first,
-            None => return Err(OpError::failed(format!("the environment `{}` has no splits", suite.name()))),
+            None => return Err(asked(format!("the environment `{}` has no splits", suite.name()))),
         },
     };
-    let there = suite.count(&split)?;
+    let there = self::count(&*suite, &split)?;
     let wanted = match (there, count) {
         (Some(there), 0) => there,
         (Some(there), count) => count.min(there),
         (None, 0) => {
-            return Err(OpError::with_help(
+            return Err(Wrong::asked(
                 format!("the split `{split}` of `{}` makes as many tasks as are asked for", suite.name()),
-                "say how many are wanted",
+                "say how many are wanted: `--count N`",
             ));
         }
         (None, count) => count,
     };
     let tasks = (0..wanted).map(|index| Ok(suite.open(&split, index, seed_for(seed, "tasks"))?.task().clone()));
-    let tasks = tasks.collect::<Result<_, OpError>>()?;
+    let tasks = tasks.collect::<Result<_, Wrong>>()?;
     Ok(TaskList { there, tasks, passed_over: suite.passed_over(&split)?, split })
 }
 

@@ -36,8 +36,11 @@ struct State {
 
 /// What a process says of a task at its beginning.
 struct Begun {
-    reset: Reset,
+    goal: String,
+    kind: String,
     start: Observation,
+    /// Sorted, where it told them.
+    admissible: Option<Vec<String>>,
 }
 
 fn begin(link: &mut Link, program: &Program, split: &str, index: usize, seed: Option<u64>) -> Result<Begun, EnvError> {
@@ -45,7 +48,11 @@ fn begin(link: &mut Link, program: &Program, split: &str, index: usize, seed: Op
     let fields = link.call("reset", json!({ "split": split, "index": index, "seed": seed }))?;
     let expected = "`observation`, `goal`, and if need be `kind`, `score`, `admissible`";
     let begun = typed::<Reset>(about, fields, expected)
-        .and_then(|reset| Ok(Begun { start: reset.observation(about)?, reset }))
+        .and_then(|reset| {
+            let start = reset.observation(about)?;
+            let admissible = reset.admissible.map(|actions| sorted(about, actions)).transpose()?;
+            Ok(Begun { goal: reset.goal, kind: reset.kind, start, admissible })
+        })
         .inspect_err(|_| link.distrust())?;
     Ok(begun)
 }
@@ -55,7 +62,10 @@ fn act(link: &mut Link, program: &Program, action: &str) -> Result<(Observation,
     let fields = link.call("step", json!({ "action": action }))?;
     let expected = "`observation`, `done`, and if need be `reward`, `won`, `score`, `valid`, `admissible`";
     typed::<Step>(about, fields, expected)
-        .and_then(|step| Ok((step.observation(about)?, step.admissible)))
+        .and_then(|step| {
+            let observation = step.observation(about)?;
+            Ok((observation, step.admissible.map(|actions| sorted(about, actions)).transpose()?))
+        })
         .inspect_err(|_| link.distrust())
 }
 
@@ -73,7 +83,7 @@ impl Instance {
             }
             other => other,
         };
-        let Begun { reset, start } = match first {
+        let Begun { goal, kind, start, admissible } = match first {
             Ok(begun) => begun,
             Err(error) => {
                 pool.give(link);
@@ -84,11 +94,10 @@ impl Instance {
             env: "command".to_owned(),
             id: format!("{split}/{index}"),
             split: split.to_owned(),
-            kind: reset.kind,
-            goal: reset.goal,
+            kind,
+            goal,
             seed,
         };
-        let admissible = reset.admissible.map(sorted);
         Ok(Instance { pool, task, index, seed, link: Some(link), start, history: Vec::new(), admissible })
     }
 
@@ -104,11 +113,11 @@ impl Instance {
         };
         let begun = begin(&mut link, &self.pool.program, &self.task.split, self.index, self.seed);
         self.link = link.is_sound().then_some(link);
-        let Begun { reset, start } = begun?;
+        let Begun { goal, kind, start, admissible } = begun?;
         self.history.clear();
-        self.admissible = reset.admissible.map(sorted);
+        self.admissible = admissible;
         if self.pool.program.hello.deterministic {
-            let same = reset.goal == self.task.goal && reset.kind == self.task.kind && start == self.start;
+            let same = goal == self.task.goal && kind == self.task.kind && start == self.start;
             if !same {
                 return Err(self.differs(0, &self.start.text, &start.text));
             }
@@ -150,7 +159,7 @@ impl Instance {
             self.link = None;
         }
         let (observation, admissible) = done?;
-        self.admissible = admissible.map(sorted);
+        self.admissible = admissible;
         self.history.push((action.to_owned(), observation.clone()));
         Ok(observation)
     }
@@ -230,7 +239,8 @@ impl Env for Instance {
         let name = self.name().to_owned();
         let about = About { env: &name, call: "admissible" };
         let told = typed::<Admissible>(about, fields, "`actions`, a list of texts");
-        let actions = sorted(told.map_err(|error| self.wrong(error))?.actions);
+        let told = told.and_then(|told| sorted(about, told.actions));
+        let actions = told.map_err(|error| self.wrong(error))?;
         self.admissible = Some(actions.clone());
         Ok(Some(actions))
     }

@@ -1,7 +1,8 @@
 //! The messages of the protocol: JSON lines, version 1.
 //!
 //! Invariants: what a program says is read into these types or refused with the call, what was found and what was
-//! expected; unknown fields are refused; no number that is not finite and no score outside 0 to 1 comes through.
+//! expected; unknown fields are refused; no reward that is not finite or beyond [`MOST`], no score outside 0 to 1 and no
+//! action without a text comes through.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -11,6 +12,9 @@ use crate::env::{EnvError, Observation};
 
 /// The protocol's version.
 pub const PROTOCOL: u32 = 1;
+
+/// Largest reward, whatever its sign.
+pub const MOST: f64 = 1e9;
 
 /// What a program says about itself.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -193,7 +197,13 @@ impl Hello {
 
 fn score(about: About<'_>, score: Option<f64>, won: bool) -> Result<f64, EnvError> {
     let score = score.unwrap_or(f64::from(u8::from(won)));
-    if (0.0..=1.0).contains(&score) { Ok(score) } else { Err(about.wrong(format!("`score` {score}"), "0 to 1")) }
+    if !(0.0..=1.0).contains(&score) {
+        return Err(about.wrong(format!("`score` {score}"), "0 to 1"));
+    }
+    if won && score == 0.0 {
+        return Err(about.wrong("`won` true and `score` 0", "a score above 0, or none, where the goal holds"));
+    }
+    Ok(score)
 }
 
 impl Reset {
@@ -215,8 +225,8 @@ impl Step {
     /// # Errors
     /// Numbers that cannot be.
     pub(super) fn observation(&self, about: About<'_>) -> Result<Observation, EnvError> {
-        if !self.reward.is_finite() {
-            return Err(about.wrong(format!("`reward` {}", self.reward), "a finite number"));
+        if !(-MOST..=MOST).contains(&self.reward) {
+            return Err(about.wrong(format!("`reward` {}", self.reward), format!("-{MOST:e} to {MOST:e}")));
         }
         Ok(Observation {
             text: self.observation.clone(),
@@ -230,10 +240,16 @@ impl Step {
 }
 
 /// Admissible actions as everybody takes them: sorted, each once.
-pub(super) fn sorted(mut actions: Vec<String>) -> Vec<String> {
+///
+/// # Errors
+/// One that nobody could say.
+pub(super) fn sorted(about: About<'_>, mut actions: Vec<String>) -> Result<Vec<String>, EnvError> {
+    if actions.iter().any(|action| action.trim().is_empty()) {
+        return Err(about.wrong("an admissible action without a text", "texts that are not empty"));
+    }
     actions.sort();
     actions.dedup();
-    actions
+    Ok(actions)
 }
 
 #[cfg(test)]
@@ -249,7 +265,8 @@ mod tests {
         let step = typed::<Step>(ABOUT, fields.clone(), "x").and_then(|step| step.observation(ABOUT));
         let reset = typed::<Reset>(ABOUT, fields.clone(), "x").and_then(|reset| reset.observation(ABOUT));
         for seen in [step, reset].into_iter().flatten() {
-            assert!((0.0..=1.0).contains(&seen.score) && seen.reward.is_finite());
+            assert!((0.0..=1.0).contains(&seen.score) && seen.reward.abs() <= MOST);
+            assert!(!seen.won || seen.score > 0.0);
         }
         let _ = typed::<Hello>(ABOUT, fields.clone(), "x").and_then(|hello| hello.checked(ABOUT));
         let _ = typed::<Admissible>(ABOUT, fields.clone(), "x");

@@ -35,6 +35,8 @@ pub enum Line<'a> {
     Help,
     Quit,
     Unknown(&'a str),
+    /// A command with too much or too little after it, and what belongs there.
+    Unfit(&'a str, &'static str),
 }
 
 impl Line<'_> {
@@ -62,7 +64,9 @@ impl Line<'_> {
             ("/restart", "") => Line::Restart,
             ("/help", "") => Line::Help,
             ("/quit" | "/exit", "") => Line::Quit,
-            ("/do", text) if !text.is_empty() => Line::Action(text),
+            ("/do", "") => Line::Unfit(line, "a text"),
+            ("/do", text) => Line::Action(text),
+            ("/hint" | "/undo" | "/restart" | "/help" | "/quit" | "/exit", _) => Line::Unfit(line, "nothing"),
             _ => Line::Unknown(line),
         }
     }
@@ -111,9 +115,9 @@ mod tests {
         assert_eq!(Line::read("99999999999999999999999"), Line::Action("99999999999999999999999"));
         assert_eq!((Line::read(""), Line::read(" \t")), (Line::Nothing, Line::Nothing));
         assert_eq!((Line::read("/undo"), Line::read("/quit")), (Line::Undo, Line::Quit));
-        assert_eq!(Line::read("/undo 2"), Line::Unknown("/undo 2"));
+        assert_eq!(Line::read("/undo 2"), Line::Unfit("/undo 2", "nothing"));
         assert_eq!((Line::read("/do 3"), Line::read("/do /x")), (Line::Action("3"), Line::Action("/x")));
-        assert_eq!((Line::read("/do"), Line::read("/fly")), (Line::Unknown("/do"), Line::Unknown("/fly")));
+        assert_eq!((Line::read("/do"), Line::read("/fly")), (Line::Unfit("/do", "a text"), Line::Unknown("/fly")));
     }
 
     #[test]
@@ -162,7 +166,7 @@ mod tests {
         #[test]
         fn any_line_is_read(line in "\\PC{0,40}") {
             let slash = line.trim().starts_with('/');
-            prop_assert!(!matches!(Line::read(&line), Line::Unknown(_)) || slash);
+            prop_assert!(!matches!(Line::read(&line), Line::Unknown(_) | Line::Unfit(..)) || slash);
         }
     }
 }

@@ -9,9 +9,11 @@
 
 pub mod line;
 mod open;
+mod out;
+
+use std::collections::VecDeque;
 
 use actloom_engine::op::OpError;
-use camino::Utf8Path;
 use serde::Serialize;
 
 use self::line::{Line, page};
@@ -21,6 +23,13 @@ use crate::op::rollout::{Clock, Played, advance};
 use crate::op::worlds::{Game, Record};
 use crate::policy::{self, Finish};
 pub use open::{Asked, Model, Opened, Wrong};
+pub use out::{append, fits};
+
+/// Longest game of a person, in steps, where nothing else was asked for.
+pub const STEPS: usize = 1000;
+
+/// Actions that can be taken back one by one.
+pub const UNDO: usize = 100;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,7 +56,12 @@ pub enum Event {
     /// Actions that are possible now, by number from 1; null where the environment does not say.
     Actions { actions: Option<Vec<(usize, String)>>, of: usize, page: usize, pages: usize },
     /// What the expert would do.
-    Hint { action: Option<String> },
+    Hint {
+        action: Option<String>,
+        /// Why there is none, where that is not the end of the task.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     /// What can be said.
     Help,
     /// A line that asks for nothing that can be done.
@@ -82,8 +96,10 @@ pub trait Face {
 /// A game that a person plays.
 struct Table {
     game: Game,
-    /// The states before each turn.
-    past: Vec<(Snapshot, Observation)>,
+    /// The state before the first turn.
+    start: (Snapshot, Observation),
+    /// The states before each of the last turns, no more than [`UNDO`].
+    past: VecDeque<(Snapshot, Observation)>,
     most: usize,
 }
 
@@ -100,7 +116,8 @@ impl Table {
 pub fn person(opened: Opened, face: &mut dyn Face) -> Result<(Episode, Option<String>), OpError> {
     let game = Game::begin(opened.env)?;
     face.show(&Event::Start { task: game.env.task().clone(), observation: game.start.clone() });
-    let mut table = Table { game, past: Vec::new(), most: opened.most.unwrap_or(usize::MAX) };
+    let start = (game.env.snapshot(), game.now.clone());
+    let mut table = Table { game, start, past: VecDeque::new(), most: opened.most.unwrap_or(STEPS) };
     let mut mistake = None;
     while face.patient() || !table.over() {
         let Some(line) = face.line()? else { break };
@@ -148,6 +165,10 @@ fn answer(table: &mut Table, line: &str, face: &mut dyn Face) -> Result<Answered
                 "`{word}` is no command; `/help` lists them, `/do TEXT` says anything"
             )));
         }
+        Line::Unfit(line, expected) => {
+            let word = line.split_whitespace().next().unwrap_or_default();
+            return Ok(Answered::Mistake(format!("`{line}` cannot be, expected {expected} after `{word}`")));
+        }
         Line::Actions { filter, number } => {
             let paged = face.patient();
             let actions = table.game.actions()?;
@@ -159,25 +180,27 @@ fn answer(table: &mut Table, line: &str, face: &mut dyn Face) -> Result<Answered
             face.show(&event);
         }
         Line::Hint => {
-            let action = if table.game.now.done { None } else { table.game.env.expert()? };
-            face.show(&Event::Hint { action });
+            let done = table.game.now.done;
+            let action = if done { None } else { table.game.env.expert()? };
+            let why = if action.is_none() && !done { lost(&table.game.env.task().env) } else { None };
+            face.show(&Event::Hint { action, why: why.map(str::to_owned) });
         }
         Line::Undo => {
-            let Some((before, now)) = table.past.pop() else {
-                return Ok(Answered::Mistake("there is no action to take back".to_owned()));
+            let Some((before, now)) = table.past.pop_back() else {
+                return Ok(Answered::Mistake(match table.game.turns.len() {
+                    0 => "there is no action to take back".to_owned(),
+                    _ => format!("only the last {UNDO} actions can be taken back; `/restart` takes back all"),
+                }));
             };
             table.game.back(&before, now)?;
             let Observation { text, score, .. } = table.game.now.clone();
             face.show(&Event::Undone { step: table.game.turns.len(), observation: text, score });
         }
         Line::Restart => {
-            while let Some((before, now)) = table.past.pop() {
-                // only the first state counts, but each turn has to go
-                if table.past.is_empty() {
-                    table.game.back(&before, now)?;
-                } else {
-                    table.game.turns.pop();
-                }
+            if !table.game.turns.is_empty() {
+                table.game.back(&table.start.0, table.start.1.clone())?;
+                table.game.turns.clear();
+                table.past.clear();
             }
             let task = table.game.env.task().clone();
             face.show(&Event::Start { task, observation: table.game.start.clone() });
@@ -205,13 +228,28 @@ fn act(table: &mut Table, action: String, face: &mut dyn Face) -> Result<Answere
     if table.over() {
         return Ok(Answered::Mistake("the game is over; `/undo`, `/restart` or `/quit`".to_owned()));
     }
-    table.past.push((table.game.env.snapshot(), table.game.now.clone()));
+    if table.game.env.task().env == "webshop" && action.contains(QUERY) {
+        return Ok(Answered::Mistake(format!("`{QUERY}` stands for words of yours: type `search[words]`")));
+    }
+    table.past.push_back((table.game.env.snapshot(), table.game.now.clone()));
+    if table.past.len() > UNDO {
+        table.past.pop_front();
+    }
     table.game.step(action, None, Record::Always)?;
     face.show(&stepped(&table.game));
     if table.over() {
         face.show(&over(&table.game, if table.game.now.done { End::Done } else { End::Limit }));
     }
     Ok(Answered::Done)
+}
+
+/// What WebShop's list of actions has in the place of a query.
+const QUERY: &str = "<your query>";
+
+/// Why an expert of an environment has nothing to say before the end.
+fn lost(env: &str) -> Option<&'static str> {
+    // it knows one way, from the beginning
+    (env == "scienceworld").then_some("the gold path was left, or ends here; `/undo` or `/restart` lead back to it")
 }
 
 fn stepped(game: &Game) -> Event {
@@ -280,24 +318,6 @@ fn reply(prompt: &crate::text::Prompt, answer: &policy::Answer) -> Event {
         None => (None, Some(if answer.finish == Finish::Length { "cut" } else { "unended" }.to_owned())),
     };
     Event::Reply { text, reasoning, refused }
-}
-
-/// Adds an episode to a file of episodes, which may be new.
-///
-/// # Errors
-/// The file system's; a file that does not end with a whole line.
-pub fn append(path: &Utf8Path, episode: &Episode) -> Result<(), OpError> {
-    use std::io::Write;
-    let mut text = match fs_err::read(path) {
-        Ok(there) if there.last().is_some_and(|byte| *byte != b'\n') => {
-            return Err(OpError::failed(format!("`{path}` does not end with a whole line, expected episodes")));
-        }
-        _ => serde_json::to_string(episode).map_err(std::io::Error::from)?,
-    };
-    text.push('\n');
-    let mut file = fs_err::OpenOptions::new().append(true).create(true).open(path)?;
-    file.write_all(text.as_bytes())?;
-    Ok(file.sync_all()?)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ impl Face for Script {
     fn line(&mut self) -> Result<Option<String>, OpError> {
         // `hint!` does what the last hint said
         Ok(self.lines.pop_front().map(|line| match self.seen.last() {
-            Some(Event::Hint { action: Some(action) }) if line == "hint!" => action.clone(),
+            Some(Event::Hint { action: Some(action), .. }) if line == "hint!" => action.clone(),
             _ => line,
         }))
     }
@@ -268,9 +268,148 @@ fn episodes_are_added_line_by_line_and_a_torn_file_is_left_alone() {
     append(&path, &first).unwrap();
     append(&path, &second).unwrap();
     assert_eq!(artifact::read::<Episode>(&path).unwrap(), [first.clone(), second]);
-    fs_err::write(&path, "{\"v\":1").unwrap();
-    assert!(
-        append(&path, &first).unwrap_err().to_string().ends_with("does not end with a whole line, expected episodes")
-    );
-    assert_eq!(fs_err::read_to_string(&path).unwrap(), "{\"v\":1");
+    let whole = serde_json::to_string(&first).unwrap();
+    for torn in ["{\"v\":1", &whole, &format!("{whole}\n{{\"v\":1")] {
+        fs_err::write(&path, torn).unwrap();
+        let said = append(&path, &first).unwrap_err().to_string();
+        assert!(said.ends_with("does not end with a whole line, expected episodes"), "{said}");
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), torn);
+    }
+}
+
+#[test]
+fn what_holds_something_else_than_episodes_is_refused_and_what_is_new_is_not_made_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = Utf8PathBuf::from_path_buf(dir.path().join("mine.jsonl")).unwrap();
+    fits(&path).unwrap();
+    assert!(!path.exists());
+    let (episode, ..) = play(&["look"], false);
+    let other = serde_json::to_string(&episode).unwrap().replacen("\"v\":", "\"v\":9", 1);
+    for (text, says) in [
+        ("# notes\n", "holds something else than episodes"),
+        ("{\"messages\":[]}\n", "holds something else than episodes"),
+        ("\n", "holds something else than episodes"),
+        (&format!("{other}\n"), "has schema version 9"),
+    ] {
+        fs_err::write(&path, text).unwrap();
+        let said = fits(&path).unwrap_err().to_string();
+        assert!(said.contains(says) && said.contains("mine.jsonl"), "{said}");
+    }
+    fs_err::write(&path, "").unwrap();
+    fits(&path).unwrap();
+    let folder = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    assert!(fits(&folder).unwrap_err().to_string().contains("no regular file"));
+    assert!(matches!(fits(&folder.join("no/such/folder")), Err(Wrong::World(_))));
+}
+
+/// Splits of listed tasks, as WebShop's and ScienceWorld's are: ids do not name their split.
+struct Listed(Box<dyn crate::env::Suite>);
+
+impl crate::env::Suite for Listed {
+    fn name(&self) -> &'static str {
+        "listed"
+    }
+
+    fn splits(&self) -> Vec<String> {
+        ["one", "two"].map(str::to_owned).to_vec()
+    }
+
+    fn count(&self, split: &str) -> Result<Option<usize>, crate::env::EnvError> {
+        Ok(Some(if split == "one" { 2 } else { 5 }))
+    }
+
+    fn open(&self, split: &str, index: usize, seed: u64) -> Result<Box<dyn crate::env::Env>, crate::env::EnvError> {
+        self.0.open(if split == "one" { "id" } else { "ood" }, index, seed)
+    }
+
+    fn reopen(&self, task: &Task) -> Result<Box<dyn crate::env::Env>, crate::env::EnvError> {
+        self.0.reopen(task)
+    }
+}
+
+#[test]
+fn an_id_is_looked_for_in_all_splits_unless_one_is_asked_for() {
+    let suite = Listed(crate::env::WorldSettings::default().open(None).unwrap());
+    let find = |split, task| open::find(&suite, split, task, 5).map(|(env, index)| (env.task().id.clone(), index));
+    assert_eq!(find(None, "ood/4").unwrap(), ("tiny/ood/4".to_owned(), 4));
+    assert_eq!(find(Some("two"), "ood/4").unwrap().1, 4);
+    assert_eq!(find(None, "1").unwrap().0, "tiny/id/1");
+    let said = |split, task| find(split, task).unwrap_err().to_string();
+    assert_eq!(said(Some("one"), "ood/4"), "the split `one` of `listed` has no task `ood/4`, it is in `two`");
+    assert_eq!(said(None, "ood/5"), "no split of `listed` has a task `ood/5`");
+    assert_eq!(said(Some("one"), "ood/5"), "the split `one` of `listed` has no task `ood/5`");
+    let named = refused(&household("ood/3"));
+    assert_eq!(named.0, "the split `id` of `household` has no task `ood/3`, it is in `ood`");
+    assert!(named.1.contains("`--split ood`"), "{}", named.1);
+}
+
+#[test]
+fn a_persons_game_has_an_end_and_remembers_so_many_steps_only() {
+    let mut lines = vec!["look"; STEPS + 1];
+    lines.extend(["/undo"; UNDO + 1]);
+    lines.extend(["/restart", "look"]);
+    let (episode, _, script) = play(&lines, true);
+    let count = |name: &str| script.texts().iter().filter(|text| **text == name).count();
+    assert_eq!((count("step"), count("over"), count("undone"), count("mistake")), (STEPS + 1, 1, UNDO, 2));
+    assert!(matches!(&script.seen[STEPS + 1], Event::Over { end: End::Limit, steps: STEPS, .. }));
+    let said = "only the last 100 actions can be taken back; `/restart` takes back all";
+    assert!(script.seen.contains(&Event::Mistake { message: said.to_owned() }));
+    assert_eq!(episode, play(&["look"], true).0);
+}
+
+#[test]
+fn a_command_with_too_much_after_it_is_told_what_belongs_there() {
+    for (line, says) in [
+        ("/hint foo", "`/hint foo` cannot be, expected nothing after `/hint`"),
+        ("/do", "`/do` cannot be, expected a text after `/do`"),
+    ] {
+        assert_eq!(play(&[line], false).1.unwrap(), says);
+    }
+}
+
+#[test]
+fn an_expert_that_knows_one_way_says_how_to_get_back_to_it() {
+    assert!(lost("scienceworld").unwrap().contains("`/undo` or `/restart`"));
+    assert_eq!((lost("household"), lost("webshop"), lost("command")), (None, None, None));
+}
+
+#[test]
+fn a_catalogue_or_a_model_is_found_in_the_folder_that_export_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    let params = serde_json::json!({"synthetic": {"products": 60, "goals": 20}});
+    let bench = Bench::new();
+    fs_err::create_dir(bench.path("scratch")).unwrap();
+    let params = serde_json::from_value(params).unwrap();
+    bench.run(&crate::op::catalogue::Catalogue, &params, [], "catalogue").unwrap();
+    let shop = |data: Option<Utf8PathBuf>, task: &str| Asked {
+        env: "webshop".to_owned(),
+        split: None,
+        data,
+        ..household(task)
+    };
+    let made = bench.path("catalogue");
+    let above = made.parent().unwrap().to_owned();
+    let (episode, mistake) =
+        person(open(&shop(Some(above), "goal/0")), &mut Script::new(&["1", "look"], true)).unwrap();
+    assert_eq!((episode.task.id.as_str(), episode.task.split.as_str(), mistake), ("goal/0", "test", None));
+    let mut script = Script::new(&["/actions", "search[<your query>]"], false);
+    let (_, mistake) = person(open(&shop(Some(made), "0")), &mut script).unwrap();
+    assert_eq!(mistake.unwrap(), "`<your query>` stands for words of yours: type `search[words]`");
+    let (message, help) = refused(&shop(None, "0"));
+    assert!(message.contains("no catalogue") && help.contains("`--data DIR`") && help.contains("`actloom export`"));
+    let mut model = Model {
+        path: folder.clone(),
+        device: DeviceRequest::Cpu,
+        prompt: Vec::new(),
+        temperature: None,
+        max_tokens: None,
+        decoding: None,
+    };
+    assert_eq!(model.found(), folder);
+    fs_err::create_dir(folder.join("model")).unwrap();
+    fs_err::write(folder.join("model/config.json"), "{}").unwrap();
+    assert_eq!(model.found(), folder.join("model"));
+    model.path = folder.join("model");
+    assert_eq!(model.found(), folder.join("model"));
 }
