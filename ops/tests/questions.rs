@@ -56,6 +56,27 @@ fn the_program_agrees_with_every_line_of_the_books_page_on_equal_answers() {
 }
 
 #[test]
+fn every_unit_of_the_books_page_may_follow_a_value_and_none_is_missing_there() {
+    let page = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/src/equality.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let blocks = text.split("```units\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let words: Vec<&str> = blocks.flat_map(str::split_whitespace).collect();
+    assert!(words.len() > 200, "only {} words were found", words.len());
+    for word in &words {
+        assert!(equal("5", &format!("5 \\text{{ {word}}}")), "{word}");
+        assert!(!equal("6", &format!("5 \\text{{ {word}}}")), "{word}");
+    }
+    // the lists of the program, as its source has them
+    let source = include_str!("../src/eval/questions/math/unit.rs");
+    let lists = source.split("const ADJECTIVES").next().unwrap();
+    for list in lists.split('"').skip(1).step_by(2) {
+        for word in list.split(|c: char| c.is_whitespace() || c == '=' || c == '\\').filter(|w| !w.is_empty()) {
+            assert!(words.contains(&word) || ["°", "km/h"].contains(&word), "the page has no `{word}`");
+        }
+    }
+}
+
+#[test]
 fn every_answer_equals_itself_and_nothing_equals_an_empty_one() {
     for (r, a, _) in cases() {
         for text in [r, a] {

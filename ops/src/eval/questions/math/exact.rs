@@ -2,7 +2,8 @@
 //!
 //! Square roots of different square-free products of primes are linearly independent over the rationals, so two values
 //! are equal if and only if a d - c b, reduced by i^2 = -1 and r_p^2 = p, has no term left. Pi and e are treated as
-//! independent of each other and of everything else.
+//! independent of each other and of everything else. What is left under a root when all divisors up to 10,000 are taken
+//! out is treated as a prime: whatever is called equal is, and only what has two larger divisors may be missed.
 //!
 //! Invariants: work and size are bounded by a [`Budget`] and by the bits of a coefficient; what passes a limit or is no
 //! such quotient (roots of sums, logarithms, angles) has no exact value, which is `None` and says nothing.
@@ -40,8 +41,8 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Atom {
     Imaginary,
-    /// The square root of a prime.
-    Root(u64),
+    /// The square root of a prime, or of what is treated as one.
+    Root(BigInt),
     E,
     Pi,
     Variable(Rc<str>),
@@ -163,7 +164,7 @@ fn merged(m: &Monomial, n: &Monomial) -> (Monomial, Rational) {
                 0
             }
             Atom::Root(p) if power == 2 => {
-                factor *= BigInt::from(*p);
+                factor *= p;
                 0
             }
             _ => power,
@@ -175,8 +176,8 @@ fn merged(m: &Monomial, n: &Monomial) -> (Monomial, Rational) {
     (monomial, factor)
 }
 
-/// A number under a root as outside^2 * product of primes; `None` where its divisors are too large to be found.
-fn square_free(n: &BigInt) -> Option<(BigInt, Vec<u64>)> {
+/// A number under a root as outside^2 * product of primes; `None` where it is too large.
+fn square_free(n: &BigInt) -> Option<(BigInt, Vec<BigInt>)> {
     let (mut rest, mut outside, mut primes) = (n.clone(), BigInt::one(), Vec::new());
     if rest.bits() > 512 {
         return None;
@@ -195,7 +196,7 @@ fn square_free(n: &BigInt) -> Option<(BigInt, Vec<u64>)> {
         }
         outside *= d.pow(power / 2);
         if power % 2 == 1 {
-            primes.push(divisor);
+            primes.push(d);
         }
         divisor += if divisor == 2 { 1 } else { 2 };
     }
@@ -204,11 +205,6 @@ fn square_free(n: &BigInt) -> Option<(BigInt, Vec<u64>)> {
         if &root * &root == rest {
             outside *= root;
         } else {
-            // what no divisor up to 10,000 divides is a prime below its square
-            let rest = rest.to_u64()?;
-            if rest > DIVISORS * DIVISORS {
-                return None;
-            }
             primes.push(rest);
         }
     }

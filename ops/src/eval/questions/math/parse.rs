@@ -11,6 +11,7 @@ use num_traits::{One, Signed, Zero};
 
 use super::node::{Node, Rational, rational};
 use super::token::Token;
+use super::unit::{self, Unit};
 
 /// Deepest nesting.
 const DEPTH: usize = 200;
@@ -26,10 +27,6 @@ const SCALES: [(&str, i64); 6] = [
     ("billion", 1_000_000_000),
     ("trillion", 1_000_000_000_000),
 ];
-
-/// Words that say more than what is counted.
-const NO_UNIT: [&str; 14] =
-    ["not", "no", "is", "less", "more", "than", "below", "above", "minus", "negative", "times", "mod", "base", "to"];
 
 /// The tree of an answer; `None` where it is not understood.
 pub fn parse(tokens: &[Token]) -> Option<Node> {
@@ -245,27 +242,30 @@ impl<'a> Parser<'a> {
             self.at += 1;
             return Some(Node::Percent(boxed(value)));
         }
-        if words.iter().any(|w| NO_UNIT.contains(w)) || words.len() > 4 {
-            return None;
-        }
         self.at += 1;
-        let mut unit = super::unit::named(&words);
+        if words.is_empty() {
+            return Some(value);
+        }
+        // a word that is not known may change the value or deny it
+        let Unit { name: mut unit, mut powers } = unit::named(&words)?;
         loop {
             if self.take('^') {
                 let power = self.exponent()?;
-                let Node::Number(n) = &power else { return None };
+                let (Node::Number(n), true) = (&power, powers) else { return None };
                 unit.push_str(&format!("^{n}"));
+                powers = false;
             } else if let (Some(Token::Mark('/')), Some(Token::Text(below))) =
                 (self.peek(), self.tokens.get(self.at + 1))
             {
                 self.at += 2;
-                unit.push('/');
-                unit.push_str(&super::unit::named(&below.split(' ').collect::<Vec<_>>()));
+                let below = unit::named(&below.split(' ').collect::<Vec<_>>())?;
+                unit = if (&*unit, &*below.name) == ("mi", "h") { "mph".to_owned() } else { unit + "/" + &below.name };
+                powers = below.powers;
             } else {
                 break;
             }
         }
-        Some(if unit.is_empty() { value } else { Node::Unit(boxed(value), unit) })
+        Some(Node::Unit(boxed(value), unit))
     }
 
     fn sum(&mut self) -> Option<Node> {
@@ -524,7 +524,7 @@ impl<'a> Parser<'a> {
         let braces = self.take('{');
         let base = match self.peek()? {
             Token::Number(base) => base.parse().ok()?,
-            Token::Text(word) => super::unit::base(word)?,
+            Token::Text(word) => unit::base(word)?,
             _ => return None,
         };
         self.at += 1;

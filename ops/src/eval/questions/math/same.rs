@@ -1,7 +1,7 @@
 //! Whether two trees say the same.
 //!
-//! Values are compared exactly where both have an exact value, else in double precision at several places with a
-//! tolerance; what can be decided neither way is not the same.
+//! Values are compared exactly where both have an exact value, else in double precision at several places within the
+//! error of rounding, which is computed beside each value; what can be decided neither way is not the same.
 //!
 //! Invariants: the order of points, intervals and matrices counts, that of sets, lists and unions does not; brackets
 //! count; the work of one comparison is bounded.
@@ -16,16 +16,16 @@ use super::node::{Node, Rational};
 use super::numeric::{Place, Value};
 use crate::rng::Rng;
 
-/// Largest relative difference of two values that count as equal.
+/// Largest relative error of values that can be compared.
 const TOLERANCE: f64 = 1e-10;
-/// Where both are below it, they are both zero.
-const ZERO: f64 = 1e-13;
 /// Places at which values with variables are compared, and at how many of them both must be defined.
 const PLACES: u64 = 12;
 const DEFINED: usize = 4;
-/// A rational number with a larger denominator is no value of an expression that has no exact one: it is a rounded
-/// decimal. The best fractions with smaller denominators are off by more than the tolerance.
+/// A fraction with a larger denominator may be a rounded decimal.
 const DENOMINATOR: u64 = 10_000;
+/// Largest product of what is above and below the lines of all such fractions, powers of ten left out: together they
+/// cannot come closer to a value than one part in this, and so are not made to equal it.
+const DIGITS: u64 = 1_000_000_000;
 
 /// Two scalars may be measured differently.
 enum Decided {
@@ -248,17 +248,64 @@ fn scalar(reference: &Node, answer: &Node, budget: &mut Budget) -> bool {
     if budget.spend(1).is_none() {
         return false;
     }
-    let rounded = |e: &Option<Exact>| {
-        e.as_ref().and_then(Exact::rational).is_some_and(|q| *q.denom() > BigInt::from(DENOMINATOR))
-    };
-    if rounded(&r) || rounded(&a) {
+    if rounded(&[reference, answer], budget) {
         return false;
     }
     matches!(numerically(reference, answer), Decided::Yes)
 }
 
-fn close(a: Value, b: Value) -> bool {
-    a.minus(b).size() <= TOLERANCE * a.size().max(b.size()) + ZERO
+/// Whether one of the trees holds fractions with so many digits that they may be rounded values of something else, or
+/// the work was too much.
+fn rounded(trees: &[&Node], budget: &mut Budget) -> bool {
+    for tree in trees {
+        let mut height = BigInt::one();
+        let mut left = vec![*tree];
+        while let Some(node) = left.pop() {
+            if budget.spend(1).is_none() {
+                return true;
+            }
+            match exact(node, budget).and_then(|e| e.rational()) {
+                Some(q) => height *= digits(&q),
+                None => left.extend(node.parts()),
+            }
+            if height > BigInt::from(DIGITS) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// What is above times what is below the line of a fraction, at the power of ten where it is least; 1 of fractions with
+/// small denominators.
+fn digits(q: &Rational) -> BigInt {
+    if *q.denom() <= BigInt::from(DENOMINATOR) {
+        return BigInt::one();
+    }
+    let size = |q: &Rational| q.numer().abs() * q.denom();
+    let ten = Rational::from_integer(BigInt::from(10));
+    let (mut q, mut least) = (q.clone(), size(q));
+    // powers of ten come out of the denominator as long as it has a factor of 2 or 5
+    for _ in 0..400 {
+        let next = &q * &ten;
+        if next.denom() == q.denom() {
+            break;
+        }
+        q = next;
+        least = least.min(size(&q));
+    }
+    least
+}
+
+/// Whether two values agree within their errors; `None` where too few digits are left to say so.
+fn close(a: Value, b: Value) -> Option<bool> {
+    let error = a.error() + b.error();
+    if a.minus(b).size() > error {
+        return Some(false);
+    }
+    // terms that cancel leave nothing but their error
+    let zero = |v: Value| v.size() <= v.error();
+    (error <= TOLERANCE * a.size().max(b.size()) || (zero(a) && zero(b))).then_some(true)
 }
 
 /// Compares at seeded places: numbers between 0.2 and 4 in steps of 1/1000, every third place with any sign.
@@ -279,9 +326,10 @@ fn numerically(reference: &Node, answer: &Node) -> Decided {
             .collect();
         let place = Place { variables: &variables, complex };
         if let (Some(r), Some(a)) = (place.value(reference), place.value(answer)) {
-            defined += 1;
-            if !close(r, a) {
-                return Decided::No;
+            match close(r, a) {
+                Some(true) => defined += 1,
+                Some(false) => return Decided::No,
+                None => {}
             }
         }
     }

@@ -3,6 +3,8 @@
 //! Invariants: spacing, sizes and delimiters of mathematics leave no token; the number of tokens, the digits of a number
 //! and the nesting of texts are bounded; what is not known is an error, never dropped.
 
+use super::unit;
+
 /// Longest list of tokens.
 const TOKENS: usize = 4000;
 /// Most digits of a number.
@@ -363,8 +365,10 @@ impl Lexer {
         let inside = self.braced()?;
         let letters: Vec<char> = inside.chars().filter(|c| c.is_alphabetic()).collect();
         let words = inside.chars().all(|c| c.is_alphabetic() || c.is_whitespace() || ",.;'-/".contains(c));
-        let after_value = matches!(self.out.last(), Some(Token::Number(_) | Token::Mark(')' | '}' | 'π' | '/')));
-        if words && (letters.len() > 1 || (letters.len() == 1 && (after_value || inside.starts_with(' ')))) {
+        // one letter is a variable in another face (an upright i), but for the symbols of units
+        let after_value = self.after_value() && !matches!(self.out.last(), Some(Token::Letter(_)));
+        let letter = |c: &char| if after_value { unit::symbol(&c.to_string()) } else { inside.starts_with(' ') };
+        if words && (letters.len() > 1 || letters.first().is_some_and(letter)) {
             // a unit such as m/s keeps its bar
             for part in inside.split_inclusive(['/', ',', ';']) {
                 let (word, end) = match part.chars().last() {
@@ -389,9 +393,16 @@ impl Lexer {
         done
     }
 
+    /// Whether a value, or a value and words, stand before: what follows may be a unit.
+    fn after_value(&self) -> bool {
+        let mut before = self.out.iter().rev().skip_while(|token| matches!(token, Token::Text(_)));
+        matches!(before.next(), Some(Token::Number(_) | Token::Letter(_) | Token::Mark(')' | '}' | ']' | 'π' | '/')))
+    }
+
     /// Appends a word; words that follow one another are one text, but `and` and `or` stand alone.
     fn push_word(&mut self, word: &str) {
-        let word = word.trim_end_matches('.').to_lowercase();
+        let word = word.trim_end_matches('.');
+        let word = if unit::cased(word) && self.after_value() { word.to_owned() } else { word.to_lowercase() };
         if word.is_empty() {
             return;
         }
