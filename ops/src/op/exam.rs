@@ -120,9 +120,14 @@ pub fn check(samples: usize, k: &[usize], instruction: &str, placeholders: &[&st
             );
         }
     }
+    if k.is_empty() {
+        problems.push(Problem::new(&["k"], "`k` is empty, expected at least one number").help("`k = [1]`"));
+    }
     for name in placeholders {
-        if !instruction.contains(name) {
-            problems.push(Problem::new(&["instruction"], format!("the instruction has no `{name}`, expected it once")));
+        let times = instruction.matches(name).count();
+        if times != 1 {
+            let what = format!("the instruction has `{name}` {times} times, expected it once");
+            problems.push(Problem::new(&["instruction"], what));
         }
     }
     problems

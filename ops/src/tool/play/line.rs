@@ -89,11 +89,9 @@ pub fn page(actions: &[String], filter: &str, number: usize, paged: bool) -> Res
     let numbered = actions.iter().enumerate().filter(|(_, action)| fits(action));
     let found: Vec<(usize, String)> = numbered.map(|(at, action)| (at + 1, action.clone())).collect();
     let of = found.len();
-    if of == 0 {
-        return Ok((found, 0, 1));
-    }
-    let size = if paged { PAGE } else { of };
-    let pages = of.div_ceil(size);
+    let size = if paged { PAGE } else { of.max(1) };
+    // a filter that lets nothing through has one page, with nothing on it
+    let pages = of.div_ceil(size).max(1);
     if !(1..=pages).contains(&number) {
         return Err(format!("there is no page {number}, expected 1 to {pages}"));
     }
