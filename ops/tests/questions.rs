@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
+use actloom_ops::eval::questions::math::equal;
 use actloom_ops::eval::questions::table::{Column, Table, read};
 use actloom_ops::eval::scores::Scores;
 use actloom_ops::op::exam::{Answered, Ended};

@@ -53,8 +53,9 @@ fn has_foreign_marks(text: &str) -> bool {
             .into_iter()
             .find(|mark| at(from, mark).is_some_and(|found| found.eq_ignore_ascii_case(mark.as_bytes())));
         let other_case = mark.is_some_and(|mark| !text[from..].starts_with(mark));
-        let name = text[from..].strip_prefix("<|").and_then(|rest| rest.split_once("|>")).map(|(name, _)| name);
-        let token = name.is_some_and(|name| {
+        // names are short, and nothing is gained by looking further
+        let head: String = text[from..].strip_prefix("<|").unwrap_or_default().chars().take(64).collect();
+        let token = head.split_once("|>").is_some_and(|(name, _)| {
             name.len() > 1 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '\u{2581}')
         });
         other_case || token
