@@ -89,11 +89,9 @@ pub fn page(actions: &[String], filter: &str, number: usize, paged: bool) -> Res
     let numbered = actions.iter().enumerate().filter(|(_, action)| fits(action));
     let found: Vec<(usize, String)> = numbered.map(|(at, action)| (at + 1, action.clone())).collect();
     let of = found.len();
-    if of == 0 {
-        return Ok((found, 0, 1));
-    }
-    let size = if paged { PAGE } else { of };
-    let pages = of.div_ceil(size);
+    let size = if paged { PAGE } else { of.max(1) };
+    // a list of nothing is one page, too
+    let pages = of.div_ceil(size).max(1);
     if !(1..=pages).contains(&number) {
         return Err(format!("there is no page {number}, expected 1 to {pages}"));
     }
@@ -137,6 +135,7 @@ mod tests {
         assert_eq!((of, pages), (2, 1));
         assert_eq!(page(&actions, "mug take", 1, true).unwrap().0, [(3, "take Mug 1".to_owned())]);
         assert_eq!(page(&actions, "fly", 1, true).unwrap(), (Vec::new(), 0, 1));
+        assert_eq!(page(&actions, "fly", 2, true).unwrap_err(), "there is no page 2, expected 1 to 1");
         assert_eq!(page(&actions, "", 2, true).unwrap_err(), "there is no page 2, expected 1 to 1");
     }
 
