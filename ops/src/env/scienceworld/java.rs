@@ -3,7 +3,7 @@
 //! Invariants: nothing is installed or downloaded; an error names every place that was tried, and what to install.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -36,6 +36,7 @@ impl Java {
     /// What is missing and where it was looked for.
     pub fn find(data: Option<&Utf8Path>, memory: usize) -> Result<Java, EnvError> {
         let jar = find_jar(data)?;
+        whole(&jar)?;
         let content = content(&jar)?;
         let (java, version) = find_java()?;
         let simulator = File::open(&jar).ok().and_then(version_of);
@@ -72,6 +73,10 @@ impl Launch for Java {
             Ok(port) => Ok((Box::new(running), port)),
             Err(_) => {
                 let why = running.ended(Duration::from_secs(1)).unwrap_or_else(|| format!("it said `{line}`"));
+                if why.contains("py4j") {
+                    // Java found no such class in it
+                    return Err(no_jar(&self.jar));
+                }
                 Err(EnvError::Ended { env: NAME.to_owned(), call: "start".to_owned(), why })
             }
         }
@@ -160,6 +165,26 @@ fn find_jar(data: Option<&Utf8Path>) -> Result<Utf8PathBuf, EnvError> {
     ))
 }
 
+/// Refuses what is no archive, or lacks its end.
+fn whole(jar: &Utf8Path) -> Result<(), EnvError> {
+    let mut file = fs_err::File::open(jar)?;
+    let mut head = [0; 4];
+    let begins = file.read_exact(&mut head).is_ok() && head == *b"PK\x03\x04";
+    // the directory's end: 22 bytes, and a comment
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(22 + (1 << 16))))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    if begins && tail.windows(4).any(|part| part == b"PK\x05\x06") { Ok(()) } else { Err(no_jar(jar)) }
+}
+
+fn no_jar(jar: &Utf8Path) -> EnvError {
+    EnvError::with_help(
+        format!("`{jar}` is not `{JAR}`, or it is damaged"),
+        "take the one of `pip install scienceworld`",
+    )
+}
+
 fn content(jar: &Utf8Path) -> Result<String, EnvError> {
     let mut hasher = blake3::Hasher::new();
     std::io::copy(&mut fs_err::File::open(jar)?, &mut hasher)?;
@@ -241,6 +266,22 @@ mod tests {
             bytes.truncate(keep.index(bytes.len()));
             let _ = version_of(bytes.as_slice());
         }
+    }
+
+    #[test]
+    fn junk_and_a_jar_without_its_end_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("scienceworld.jar")).unwrap();
+        let mut good = jar();
+        for bytes in [b"".to_vec(), b"junk".to_vec(), good.clone()] {
+            fs_err::write(&path, bytes).unwrap();
+            let said = whole(&path).unwrap_err().to_string();
+            assert!(said.ends_with("scienceworld.jar` is not `scienceworld.jar`, or it is damaged"), "{said}");
+        }
+        good.extend(b"PK\x05\x06");
+        good.extend([0; 18]);
+        fs_err::write(&path, good).unwrap();
+        whole(&path).unwrap();
     }
 
     #[test]

@@ -135,6 +135,7 @@ mod tests {
         assert_eq!((of, pages), (2, 1));
         assert_eq!(page(&actions, "mug take", 1, true).unwrap().0, [(3, "take Mug 1".to_owned())]);
         assert_eq!(page(&actions, "fly", 1, true).unwrap(), (Vec::new(), 0, 1));
+        assert_eq!(page(&actions, "fly", 2, true).unwrap_err(), "there is no page 2, expected 1 to 1");
         assert_eq!(page(&actions, "", 2, true).unwrap_err(), "there is no page 2, expected 1 to 1");
     }
 
