@@ -48,13 +48,17 @@ impl Launch for Java {
     fn launch(&self, deadline: Duration) -> Result<(Box<dyn Running>, u16), EnvError> {
         let clock = Instant::now();
         let mut command = Command::new(&self.java);
-        command.arg(format!("-Xmx{}m", self.memory)).arg("-XX:+UseSerialGC").arg("-cp").arg(&self.jar);
+        command.arg(format!("-Xmx{}m", self.memory)).arg("-XX:+UseSerialGC");
+        command.arg("-cp").arg(std::path::absolute(&self.jar)?);
+        // the simulator writes a table of its object types into the folder that it is started in
+        let folder = tempfile::tempdir()?;
+        command.current_dir(folder.path());
         // it takes a free port and prints it, and ends when its stdin does: when nobody holds this process any more
         command.args(["py4j.GatewayServer", "--die-on-broken-pipe", "0"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut running = process::Running::start(command)?;
+        let mut running = Housed { process: process::Running::start(command)?, _folder: folder };
         let (send, port) = mpsc::channel();
-        if let Some(stdout) = running.child().stdout.take() {
+        if let Some(stdout) = running.process.child().stdout.take() {
             thread::Builder::new().name("stdout of java".to_owned()).spawn(move || {
                 let mut stdout = BufReader::new(stdout);
                 let mut line = Vec::new();
@@ -87,17 +91,23 @@ impl Launch for Java {
     }
 }
 
-impl Running for process::Running {
+/// A simulator in a folder of its own, which goes when it has ended.
+struct Housed {
+    process: process::Running,
+    _folder: tempfile::TempDir,
+}
+
+impl Running for Housed {
     fn id(&self) -> Option<u32> {
-        Some(process::Running::id(self))
+        Some(self.process.id())
     }
 
     fn ended(&mut self, wait: Duration) -> Option<String> {
-        process::Running::ended(self, wait)
+        self.process.ended(wait)
     }
 
     fn kill(&mut self) {
-        process::Running::kill(self);
+        self.process.kill();
     }
 }
 
