@@ -37,6 +37,8 @@ impl Kind {
     pub const SAMPLES: Kind = Kind("samples");
     /// JSON lines, pairs of actions at states.
     pub const PAIRS: Kind = Kind("pairs");
+    /// Reflections on the states of expert episodes: JSON lines.
+    pub const REFLECTIONS: Kind = Kind("reflections");
     /// ALFWorld's games.
     pub const GAMES: Kind = Kind("games");
     /// WebShop's files: products, their attributes, people's instructions.

@@ -169,7 +169,8 @@ fn policy(args: &Args) -> Result<Job, OpError> {
     for g in 0..group {
         let ids = random_ids(response, vocab, 1 + g as u64);
         row.add(g, Some(root), &ids, |_| true);
-        samples.push(Sample { ids, advantage: rng.normal(), ..Sample::default() });
+        let prompt = asked.as_slice().into();
+        samples.push(Sample { prompt, ids, advantage: rng.normal(), ..Sample::default() });
     }
     // log-probabilities of a policy that is a little older
     let scored = model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
@@ -183,7 +184,7 @@ fn policy(args: &Args) -> Result<Job, OpError> {
         row_tokens: args.row_tokens,
     };
     let run = move || {
-        let groups = [Group { question: 0, prompt: &asked, samples: samples.clone() }];
+        let groups = [Group { question: 0, samples: samples.clone() }];
         update::accumulate(&mut model, None, &groups, &settings)?;
         optimizer.step(&mut model, 1e-4).map(|_| ())
     };

@@ -115,6 +115,22 @@ pub struct Alternative {
     /// say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logp: Option<f64>,
+    /// What came of it, where it was executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// What an environment answers to an action that was tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    pub observation: String,
+    /// What the action earned.
+    pub reward: f64,
+    /// It ended the episode.
+    pub done: bool,
+    /// The goal held then.
+    pub won: bool,
 }
 
 /// One line of a samples file: what a policy would do at one state of an expert episode.
@@ -176,6 +192,24 @@ pub struct Pair {
     pub held_out: bool,
 }
 
+/// One line of a reflections file: why the expert's action is taken at a state, in the words of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reflection {
+    pub v: u32,
+    pub task: Task,
+    /// Line of the episode in the episodes file, from 0.
+    pub episode: usize,
+    pub turn: usize,
+    pub past: Past,
+    /// Admissible actions of the state, sorted.
+    pub actions: Vec<String>,
+    /// The inner monologue, without the action.
+    pub reflection: String,
+    /// The expert's action, which the monologue led to.
+    pub action: String,
+}
+
 /// Anything with the field `v`.
 pub trait Versioned {
     fn version(&self) -> u32;
@@ -203,7 +237,7 @@ impl Versioned for Episode {
 macro_rules! versioned {
     ($($t:ty),*) => { $(impl Versioned for $t { fn version(&self) -> u32 { self.v } })* };
 }
-versioned!(Samples, Pair);
+versioned!(Samples, Pair, Reflection);
 
 /// Reads a JSON-lines file.
 ///

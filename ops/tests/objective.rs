@@ -232,7 +232,7 @@ fn load() -> Model {
 const PROMPTS: [&[u32]; 2] = [&[7, 30, 12, 99, 4], &[200, 3, 3, 61]];
 
 /// Two groups of responses, the first with two equal ones; log-probabilities somewhat off the policy's.
-fn groups(model: &Model, far: f32) -> Vec<Group<'static>> {
+fn groups(model: &Model, far: f32) -> Vec<Group> {
     let texts: [&[&[u32]]; 2] =
         [&[&[5, 6, 7, 317], &[8, 317], &[5, 6, 7, 317]], &[&[40, 41, 42], &[43, 44, 45, 46, 317]]];
     let advantage = [vec![1.1, -0.7, -0.4], vec![0.7, -0.7]];
@@ -245,9 +245,10 @@ fn groups(model: &Model, far: f32) -> Vec<Group<'static>> {
                 .enumerate()
                 .map(|(i, l)| l + far * [0.3, -0.5, 0.1, 0.4][(i + g) % 4])
                 .collect();
-            samples.push(Sample { ids: ids.to_vec(), sampling, advantage: advantage[g][s], ..Sample::default() });
+            let (prompt, advantage) = ((*prompt).into(), advantage[g][s]);
+            samples.push(Sample { prompt, ids: ids.to_vec(), sampling, advantage, ..Sample::default() });
         }
-        out.push(Group { question: 10 + g, prompt, samples });
+        out.push(Group { question: 10 + g, samples });
     }
     out
 }
@@ -300,7 +301,8 @@ fn an_update_has_the_gradient_of_each_response_by_itself_added_up() {
         assert_eq!(seen.tally.tokens, 18.0);
         // every response in a row of its own, with coefficients made at once
         let mut other = load();
-        let all: Vec<(&[u32], &Sample)> = groups.iter().flat_map(|g| g.samples.iter().map(|s| (g.prompt, s))).collect();
+        let all: Vec<(&[u32], &Sample)> =
+            groups.iter().flat_map(|g| g.samples.iter().map(|s| (&*s.prompt, s))).collect();
         let logps: Vec<Vec<f32>> = all.iter().map(|(p, s)| alone(&other, p, &s.ids)).collect();
         let refs: Vec<Vec<f32>> = all.iter().map(|(p, s)| alone(&reference, p, &s.ids)).collect();
         let weights: Vec<Option<Weights>> = all

@@ -188,7 +188,7 @@ fn alternatives<'a>(
             counts.admissible += usize::from(admissible);
             // what a reasoning led to is not as likely as the reasoning with it
             let logp = logps.filter(|_| !reasoned).map(|l| l.iter().map(|l| f64::from(*l)).sum());
-            alternatives.push(Alternative { action, admissible, logp });
+            alternatives.push(Alternative { action, admissible, logp, outcome: None });
         }
     }
     (alternatives, dropped)

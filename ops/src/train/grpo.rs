@@ -9,6 +9,8 @@
 //! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
 //! and equal responses of a group are one segment whose terms add up: both are exact.
 
+use std::sync::Arc;
+
 use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
 
@@ -114,10 +116,11 @@ pub fn run(
         let mut completions = complete(model, text, requests, &|| false)?.into_iter();
         drop(sampling);
         // 3. judge, and compare within the group
-        let mut groups: Vec<Group<'_>> = Vec::with_capacity(chosen.len());
+        let mut groups: Vec<Group> = Vec::with_capacity(chosen.len());
         let (mut outcomes, mut rewards) = (Vec::new(), Vec::new());
         let mut truncated = 0.0;
         for question in chosen {
+            let prompt: Arc<[u32]> = questions.prompt(*question).into();
             let mut samples = Vec::with_capacity(settings.group);
             let mut of_group = Vec::with_capacity(settings.group);
             for c in completions.by_ref().take(settings.group) {
@@ -133,10 +136,10 @@ pub fn run(
                 of_group.push(outcome.reward);
                 outcomes.push(outcome);
                 truncated += f64::from(u8::from(!ended));
-                samples.push(Sample { ids: c.ids, sampling: c.logps, ..Sample::default() });
+                samples.push(Sample { prompt: prompt.clone(), ids: c.ids, sampling: c.logps, ..Sample::default() });
             }
             rewards.push(of_group);
-            groups.push(Group { question: *question, prompt: questions.prompt(*question), samples });
+            groups.push(Group { question: *question, samples });
         }
         for (group, of_group) in groups.iter_mut().zip(advantages(&rewards, settings.advantage)) {
             for (sample, advantage) in group.samples.iter_mut().zip(of_group) {

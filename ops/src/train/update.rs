@@ -8,6 +8,8 @@
 //! Invariants: equal responses of a group are one segment whose coefficients add up, which is exact; a number that is not
 //! finite stops the run, with the response it belongs to, before a weight changes.
 
+use std::sync::Arc;
+
 use actloom_engine::op::OpError;
 
 use super::batch::Row;
@@ -18,6 +20,8 @@ use crate::nn::layer::TokenStats;
 /// What is known of a sampled response.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
+    /// What it answers; the samples of a group may share it.
+    pub prompt: Arc<[u32]>,
     /// Tokens, the end among them.
     pub ids: Vec<u32>,
     /// Log-probability of each token, as the sampler gave it.
@@ -36,16 +40,15 @@ impl Sample {
     }
 }
 
-/// The responses to one prompt.
+/// Responses that were compared with each other: the answers to one question, or the turns of the episodes of one task.
 #[derive(Clone, Debug, Default)]
-pub struct Group<'a> {
-    /// Index of the question, for messages.
+pub struct Group {
+    /// Index of the question or task, for messages.
     pub question: usize,
-    pub prompt: &'a [u32],
     pub samples: Vec<Sample>,
 }
 
-impl Group<'_> {
+impl Group {
     /// No response was better than another.
     pub fn flat(&self) -> bool {
         self.samples.iter().all(|s| s.advantage == 0.0)
@@ -86,28 +89,37 @@ pub struct Outcome {
     pub reached: bool,
 }
 
-fn pack(groups: &[Group<'_>], settings: &Settings) -> Vec<Packed> {
+fn pack(groups: &[Group], settings: &Settings) -> Vec<Packed> {
     let mut out: Vec<Packed> = Vec::new();
     for (g, group) in groups.iter().enumerate() {
         if settings.objective.kl == 0.0 && group.flat() {
             continue;
         }
-        let size = group.prompt.len() + group.samples.iter().map(|s| s.ids.len()).sum::<usize>();
+        let mut prompts: Vec<&Arc<[u32]>> = Vec::new();
+        for sample in &group.samples {
+            if !prompts.contains(&&sample.prompt) {
+                prompts.push(&sample.prompt);
+            }
+        }
+        let of_prompts: usize = prompts.iter().map(|p| p.len()).sum();
+        let size = of_prompts + group.samples.iter().map(|s| s.ids.len()).sum::<usize>();
         if out.last().is_none_or(|p| p.row.ids.len() + size > settings.row_tokens) {
             out.push(Packed { row: Row::default(), pieces: Vec::new() });
         }
         let Some(Packed { row, pieces }) = out.last_mut() else { continue };
-        let root = row.add(0, None, group.prompt, |_| false);
-        row.members.pop();
-        let first = pieces.len();
-        for (s, sample) in group.samples.iter().enumerate() {
-            let equal = pieces[first..].iter_mut().find(|p| group.samples[p[0].1].ids == sample.ids);
-            if let Some(piece) = equal {
-                piece.push((g, s));
-                continue;
+        for prompt in prompts {
+            let root = row.add(0, None, prompt, |_| false);
+            row.members.pop();
+            let first = pieces.len();
+            for (s, sample) in group.samples.iter().enumerate().filter(|(_, s)| s.prompt == *prompt) {
+                let equal = pieces[first..].iter_mut().find(|p| group.samples[p[0].1].ids == sample.ids);
+                if let Some(piece) = equal {
+                    piece.push((g, s));
+                    continue;
+                }
+                row.add(pieces.len(), Some(root), &sample.ids, |_| true);
+                pieces.push(vec![(g, s)]);
             }
-            row.add(pieces.len(), Some(root), &sample.ids, |_| true);
-            pieces.push(vec![(g, s)]);
         }
     }
     out
@@ -125,7 +137,7 @@ fn score_row(model: &Model, packed: &Packed, temperature: f32) -> Result<Vec<Vec
 ///
 /// # Errors
 /// candle's; a log-probability that is not finite.
-pub fn score(model: &Model, groups: &mut [Group<'_>], settings: &Settings) -> Result<(), OpError> {
+pub fn score(model: &Model, groups: &mut [Group], settings: &Settings) -> Result<(), OpError> {
     let Some(correction) = settings.objective.correction else { return Ok(()) };
     for packed in pack(groups, settings) {
         let logps = score_row(model, &packed, settings.temperature)?;
@@ -142,7 +154,7 @@ pub fn score(model: &Model, groups: &mut [Group<'_>], settings: &Settings) -> Re
 }
 
 /// Which number of which response is not finite.
-fn not_finite(groups: &[Group<'_>], (g, s): Member, token: usize, what: &str, value: f64) -> OpError {
+fn not_finite(groups: &[Group], (g, s): Member, token: usize, what: &str, value: f64) -> OpError {
     let (group, position) = (&groups[g], token + 1);
     OpError::with_help(
         format!(
@@ -155,7 +167,7 @@ fn not_finite(groups: &[Group<'_>], (g, s): Member, token: usize, what: &str, va
     )
 }
 
-fn check(groups: &[Group<'_>], member: Member, values: &[f32], what: &str) -> Result<(), OpError> {
+fn check(groups: &[Group], member: Member, values: &[f32], what: &str) -> Result<(), OpError> {
     match values.iter().position(|v| !v.is_finite()) {
         Some(i) => Err(not_finite(groups, member, i, what, f64::from(values[i]))),
         None => Ok(()),
@@ -169,7 +181,7 @@ fn check(groups: &[Group<'_>], member: Member, values: &[f32], what: &str) -> Re
 pub fn accumulate(
     model: &mut Model,
     reference: Option<&Model>,
-    groups: &[Group<'_>],
+    groups: &[Group],
     settings: &Settings,
 ) -> Result<Outcome, OpError> {
     let objective = &settings.objective;
