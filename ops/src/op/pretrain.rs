@@ -405,3 +405,110 @@ impl Op for Pretrain {
         training::publish(ctx, &model, ctx.input("model"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::text::train_tokenizer;
+
+    fn with_text(test: impl FnOnce(&Text, &Player)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap();
+        let world = household::Settings::default();
+        train_tokenizer(&play_texts(&world, 40, 1), 400, path).unwrap();
+        let mut text = Text::load(path, &[]).unwrap();
+        text.eos = vec![text.id("<|end|>").unwrap()];
+        test(&text, &Player::new(&world, 8, 3));
+    }
+
+    fn params(value: Value) -> Params {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn told(text: &Text, player: &Player, p: &Params) -> Vec<(Play, Vec<Example>)> {
+        (0..24).map(|i| (player.play(i), examples(text, player.play(i), p, &mut Rng::new(i, 7)).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_token_of_an_episode_is_learned_once_whatever_the_form_of_the_prompt() {
+        let single = json!({
+            "form": "single", "history": "all", "actions": "all",
+            "texts": { "state": "{history}\n{observation}\n{actions}", "history": "{entries}", "past": "{observation}\n> {action}" },
+        });
+        with_text(|text, player| {
+            for prompt in [json!({}), json!({ "actions": "all" }), single] {
+                for (_, examples) in told(text, player, &params(json!({ "prompt": prompt.clone() }))) {
+                    let mut seen: Vec<&[u32]> = Vec::new();
+                    for example in &examples {
+                        for (i, learned) in example.learn.iter().enumerate() {
+                            let path = &example.ids[..=i];
+                            assert_ne!(seen.contains(&path), *learned, "token {i} under {prompt}");
+                            seen.push(path);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_choice_names_what_came_next_behind_the_deduction_of_its_form() {
+        let question = "Think of all.\n{first}\n{second}";
+        let form =
+            json!({ "prompt": { "thinking": "optional", "texts": { "question": question } }, "deduction": "long" });
+        let p = params(json!({ "choices": 1.0, "questions": [form] }));
+        with_text(|text, player| {
+            let mut asked = 0;
+            for (play, examples) in told(text, player, &p) {
+                let said = text.decode(&examples[examples.len() - 1].ids).unwrap();
+                let Some((_, rest)) = said.split_once("Think of all.") else { continue };
+                let (_, rest) = rest.split_once(THINK_OPEN).unwrap();
+                let (reasoning, answer) = rest.split_once(THINK_CLOSE).unwrap();
+                let turn = play.deductions.iter().position(|[_, long]| long == reasoning).unwrap();
+                assert!(play.deductions[turn][1].ends_with(&play.deductions[turn][0]));
+                let next = play.episode.turns.iter().zip(&play.deductions).filter(|(_, [_, long])| long == reasoning);
+                assert!(next.into_iter().any(|(t, _)| answer.starts_with(&t.action)), "{answer:?}");
+                asked += 1;
+            }
+            assert!(asked > 12, "only {asked} questions");
+        });
+    }
+
+    #[test]
+    fn deductions_stand_before_the_actions_of_the_share_that_is_asked_for() {
+        let reasoned = json!({ "thinking": "required", "texts": { "first": "Think.\n{observation}" } });
+        let share = |thoughts: f64| {
+            let p = params(json!({ "choices": 0.0, "thoughts": thoughts, "reasoned": reasoned.clone() }));
+            let mut n = 0;
+            with_text(|text, player| {
+                for (play, examples) in told(text, player, &p) {
+                    let said = text.decode(&examples[0].ids).unwrap();
+                    let thinks = said.contains(THINK_OPEN);
+                    assert_eq!(thinks, said.contains("Think."));
+                    let marks = if thinks { play.episode.turns.len() } else { 0 };
+                    assert_eq!(said.matches(THINK_OPEN).count(), marks);
+                    n += usize::from(thinks);
+                }
+            });
+            n
+        };
+        assert_eq!((share(0.0), share(1.0)), (0, 24));
+        assert!((4..20).contains(&share(0.5)));
+    }
+
+    #[test]
+    fn a_deduction_without_a_place_is_refused_by_its_path() {
+        let paths = |value: Value| -> Vec<String> {
+            Pretrain.check(&params(value)).into_iter().map(|problem| problem.path.join(".")).collect()
+        };
+        assert_eq!(paths(json!({ "thoughts": 0.5 })), ["prompt.thinking"]);
+        assert_eq!(paths(json!({ "thoughts": 0.5, "reasoned": {} })), ["reasoned.thinking"]);
+        assert_eq!(paths(json!({ "thoughts": 0.5, "reasoned": { "thinking": "optional" } })), [""; 0]);
+        let form = json!({ "prompt": { "texts": { "question": "which?" } }, "deduction": "none" });
+        let at = "questions.0.prompt.texts.question";
+        assert_eq!(paths(json!({ "questions": [form] })), [at, at]);
+    }
+}
