@@ -15,7 +15,6 @@
 
 use std::borrow::Cow;
 
-use actloom_engine::event::Level;
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -413,7 +412,14 @@ impl Op for Reflect {
         common::note_policy(ctx, &*policy);
         // 3. what came of it
         if reflections.is_empty() {
-            ctx.say(Level::Warning, format!("none of {} answers is a reflection to keep: {counts:?}", counts.drawn));
+            let Counts { drawn, unfinished, malformed, other, leaked, .. } = counts;
+            return Err(OpError::with_help(
+                format!(
+                    "no reflection is left to keep: of {drawn} answers {unfinished} did not end, {malformed} were malformed, \
+                     {other} ended in another action and {leaked} gave something away"
+                ),
+                "raise `max_tokens` or `tries`, or change the question in `texts`",
+            ));
         }
         for (name, n) in [
             ("asked", states.len()),

@@ -326,3 +326,105 @@ impl Op for Sft {
         training::publish(ctx, &model, ctx.input("model"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8PathBuf;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::artifact::{Past, SCHEMA_VERSION, Task};
+
+    fn text() -> Text {
+        let folder = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
+        Text::load(&folder, &[317, 315]).unwrap()
+    }
+
+    fn task() -> Task {
+        let text = |s: &str| s.to_owned();
+        Task { env: text("e"), id: text("0"), split: text("train"), kind: text("k"), goal: text("g"), seed: None }
+    }
+
+    fn past() -> Past {
+        Past::of_texts("a room".to_owned(), vec![("look".to_owned(), "a desk".to_owned())])
+    }
+
+    fn reflection(monologue: &str) -> Reflection {
+        let (actions, reflection, action) = (Vec::new(), monologue.to_owned(), "go to desk 1".to_owned());
+        Reflection { v: SCHEMA_VERSION, task: task(), episode: 0, turn: 1, past: past(), actions, reflection, action }
+    }
+
+    fn pair() -> Pair {
+        Pair {
+            v: SCHEMA_VERSION,
+            task: task(),
+            episode: 0,
+            turn: 1,
+            past: past(),
+            shown: ["open box 2".to_owned(), "go to desk 1".to_owned()],
+            expert: 1,
+            actions: Vec::new(),
+            held_out: false,
+        }
+    }
+
+    /// What the examples say and what of it is learned, and how many answers were not read.
+    fn made(
+        prompt: Value,
+        make: impl Fn(&mut Data<'_>) -> Result<Vec<Example>, OpError>,
+    ) -> Result<(Vec<(String, String)>, usize), OpError> {
+        let params: Params = serde_json::from_value(json!({ "prompt": prompt })).unwrap();
+        let text = text();
+        let fit = Fit::new(0, 1000, OnLong::Refuse);
+        let (lines, answers, reflections, pairs, held_out, unread) = (0, 0, 0, 0, 0, 0);
+        let examples = Vec::new();
+        let mut data =
+            Data { params: &params, text: &text, fit, examples, lines, answers, reflections, pairs, held_out, unread };
+        let examples = make(&mut data)?;
+        let said = examples.iter().map(|example| {
+            let learned: Vec<u32> =
+                example.ids.iter().zip(&example.learn).filter(|(_, learn)| **learn).map(|(id, _)| *id).collect();
+            (text.decode(&example.ids).unwrap(), text.decode(&learned).unwrap())
+        });
+        Ok((said.collect(), data.unread))
+    }
+
+    const STATE: &str = "<|im_start|>user\na room<|im_end|>\n<|im_start|>assistant\nlook<|im_end|>\n\
+                         <|im_start|>user\na desk";
+    const OPEN: &str = "<|im_end|>\n<|im_start|>assistant\n";
+
+    #[test]
+    fn of_a_reflection_the_monologue_and_its_action_are_learned_and_no_earlier_action() {
+        let answer = "<think>it may be there</think>go to desk 1<|im_end|>";
+        let line = reflection("it may be there");
+        let (said, unread) = made(json!({ "thinking": "optional" }), |data| data.reflection(&line)).unwrap();
+        assert_eq!((said, unread), (vec![(format!("{STATE}{OPEN}{answer}"), answer.to_owned())], 0));
+        let (said, _) =
+            made(json!({ "style": "react", "texts": { "first": "{observation}" } }), |data| data.reflection(&line))
+                .unwrap();
+        assert_eq!(said[0].1, "Thought: it may be there\nAction: go to desk 1<|im_end|>");
+    }
+
+    #[test]
+    fn a_reflection_that_would_be_read_otherwise_is_not_learned_and_one_without_a_place_is_refused() {
+        for monologue in ["so </think>open box 2", "<think>", "a <|im_end|>"] {
+            let line = reflection(monologue);
+            let (said, unread) = made(json!({ "thinking": "required" }), |data| data.reflection(&line)).unwrap();
+            assert_eq!((said, unread), (Vec::new(), 1), "{monologue}");
+        }
+        let error = made(json!({}), |data| data.reflection(&reflection("hm"))).unwrap_err();
+        let OpError::Failed { message, help } = error else { panic!("{error}") };
+        assert!(message.contains("the prompt has no reasoning"), "{message}");
+        assert!(help.unwrap().contains("thinking = \"optional\""));
+    }
+
+    #[test]
+    fn of_a_pair_the_better_action_is_learned_behind_the_critics_question() {
+        let question = format!("{STATE}\nWhich action is better?\nopen box 2\ngo to desk 1{OPEN}");
+        let (said, unread) = made(json!({}), |data| data.pair(&pair())).unwrap();
+        let answer = "go to desk 1<|im_end|>";
+        assert_eq!((said, unread), (vec![(format!("{question}{answer}"), answer.to_owned())], 0));
+        let (said, unread) = made(json!({ "thinking": "required" }), |data| data.pair(&pair())).unwrap();
+        assert_eq!((said, unread), (Vec::new(), 1), "a prompt that wants a reasoning reads no choice without one");
+    }
+}

@@ -283,3 +283,117 @@ impl Op for WorldModel {
         training::publish(ctx, &model, ctx.input("model"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8PathBuf;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::eval::scores::tests::episode;
+
+    fn text() -> Text {
+        let folder = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/model");
+        Text::load(&folder, &[317, 315]).unwrap()
+    }
+
+    fn learned(text: &Text, example: &Example) -> String {
+        let ids: Vec<u32> =
+            example.ids.iter().zip(&example.learn).filter(|(_, learn)| **learn).map(|(id, _)| *id).collect();
+        text.decode(&ids).unwrap()
+    }
+
+    fn tried(action: &'static str, observation: &str) -> (&'static str, Outcome) {
+        (action, Outcome { observation: observation.to_owned(), reward: 0.0, done: false, won: false })
+    }
+
+    /// The parts of an episode of two turns, with an alternative at the second.
+    fn parts(text: &Text, prompt: Value, actions: &[&str]) -> Vec<Vec<Example>> {
+        let prompt: Prompt = serde_json::from_value(prompt).unwrap();
+        let mut episode =
+            episode("id/0", "k", true, &[("go to desk 1", true, "a mug 1"), ("take mug 1", true, "you have it")]);
+        episode.start = "a room".to_owned();
+        for turn in &mut episode.turns {
+            turn.actions = actions.iter().map(|a| (*a).to_owned()).collect();
+        }
+        let (action, outcome) = tried("open box 2", "it is shut");
+        let tried = BTreeMap::from([((0, 1), vec![(action, &outcome)])]);
+        Maker { prompt: &prompt, text, tried }.episode(0, &episode).unwrap()
+    }
+
+    #[test]
+    fn in_a_conversation_every_observation_but_the_first_is_learned_and_not_a_token_more() {
+        let text = text();
+        let parts = parts(&text, json!({}), &[]);
+        let part = match parts.as_slice() {
+            [part] => part,
+            other => panic!("{other:?}"),
+        };
+        let said: Vec<String> = part.iter().map(|e| learned(&text, e)).collect();
+        assert_eq!(said, ["a mug 1you have it", "it is shut"]);
+        // the ids are those of a later state of the same episode
+        let told = [
+            Message::user("a room"),
+            Message::assistant("go to desk 1"),
+            Message::user("a mug 1"),
+            Message::assistant("take mug 1"),
+            Message::user("you have it"),
+        ];
+        assert_eq!(part[0].ids, Dialogue::told(&text, &told, |_| false).unwrap().example.ids);
+        let branch = [&told[..3], &[Message::assistant("open box 2"), Message::user("it is shut")]].concat();
+        assert_eq!(part[1].ids, Dialogue::told(&text, &branch, |_| false).unwrap().example.ids);
+    }
+
+    #[test]
+    fn with_states_of_their_own_each_state_is_a_part_with_its_alternatives() {
+        let text = text();
+        let parts = parts(&text, json!({ "form": "single", "thinking": "none" }), &[]);
+        let said: Vec<Vec<String>> = parts.iter().map(|p| p.iter().map(|e| learned(&text, e)).collect()).collect();
+        assert_eq!(said, [vec!["a mug 1"], vec!["you have it", "it is shut"]]);
+    }
+
+    #[test]
+    fn a_list_of_admissible_actions_is_told_and_not_learned() {
+        let text = text();
+        let parts = parts(&text, json!({ "actions": "all" }), &["look", "open box 2"]);
+        let said: Vec<String> = parts[0].iter().map(|e| learned(&text, e)).collect();
+        // both texts end a line before the list, where the tokenizer may join the two
+        assert_eq!(said[0].replace('\n', ""), "a mug 1you have it");
+        assert_eq!(said[1], "it is shut");
+        let whole = text.decode(&parts[0][0].ids).unwrap();
+        assert!(whole.contains("a mug 1\n\nNow you can do one of these:\nlook\nopen box 2"), "{whole}");
+    }
+
+    #[test]
+    fn the_mask_is_the_observation_whatever_it_says() {
+        let text = text();
+        for (observation, exact) in [
+            ("0", true),
+            ("x", true),
+            ("0x0", true),
+            ("user", true),
+            ("assistant\nuser", true),
+            ("On the desk 1, you see nothing.", true),
+            (" blank before and behind ", true),
+            ("caf\u{e9} \u{1f642}", true),
+            ("\na line before", false),
+            ("a line behind\n", true),
+        ] {
+            let mut dialogue = Dialogue::new(&text);
+            dialogue.user("a room").unwrap();
+            dialogue.assistant("look", false).unwrap();
+            observe(&mut dialogue, &Prompt::default(), observation, &[]).unwrap();
+            let said = learned(&text, &dialogue.example);
+            assert!(said.contains(observation.trim()) && (!exact || said == observation), "{observation:?}: {said:?}");
+            let whole = text.decode(&dialogue.example.ids).unwrap();
+            assert!(whole.ends_with(&format!("<|im_start|>user\n{observation}<|im_end|>\n<|im_start|>assistant\n")));
+        }
+        for nothing in ["", " ", "\n\n"] {
+            let mut dialogue = Dialogue::new(&text);
+            dialogue.user("a room").unwrap();
+            dialogue.assistant("look", false).unwrap();
+            observe(&mut dialogue, &Prompt::default(), nothing, &[]).unwrap();
+            assert_eq!(dialogue.example.targets(), 0, "{nothing:?}");
+        }
+    }
+}
