@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod chat;
 pub mod checkpoint;
+pub mod dpo;
 pub mod draw;
 pub mod grpo;
 pub mod objective;

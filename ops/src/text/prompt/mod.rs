@@ -8,7 +8,7 @@
 //! only as a whole, and nothing quoted inside it counts; the default writes what the environment says and takes the whole
 //! reply for the action.
 
-mod fill;
+pub(crate) mod fill;
 mod parse;
 mod preset;
 
