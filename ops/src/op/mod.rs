@@ -17,6 +17,7 @@ pub mod model;
 pub mod pairs;
 pub mod policy_optimisation;
 pub mod pretrain;
+pub mod replay;
 pub mod report;
 pub mod rl;
 pub mod rollout;
