@@ -21,6 +21,7 @@ pub mod pairs;
 pub mod policy_optimisation;
 pub mod pretrain;
 pub mod reflect;
+pub mod replay;
 pub mod report;
 pub mod rl;
 pub mod rollout;
