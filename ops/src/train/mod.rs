@@ -3,10 +3,14 @@
 pub mod batch;
 pub mod chat;
 pub mod checkpoint;
+pub mod collect;
 pub mod draw;
 pub mod grpo;
 pub mod objective;
 pub mod optimizer;
 pub mod schedule;
 pub mod sft;
+pub mod shape;
 pub mod update;
+pub mod validation;
+pub mod watch;
