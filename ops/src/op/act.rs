@@ -60,9 +60,9 @@ impl Questions for Critics {
     }
 
     fn families(&self) -> Vec<Vec<usize>> {
-        let mut families: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        let mut families: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, pair) in self.pairs.iter().enumerate() {
-            families.entry(pair.episode as u64).or_default().push(index);
+            families.entry(pair.episode).or_default().push(index);
         }
         families.into_values().collect()
     }
@@ -189,5 +189,42 @@ mod tests {
             assert_eq!(judge(Some(bad)), -0.5, "{bad:?}");
         }
         assert_eq!(judge(None), -0.5, "an answer that did not end");
+    }
+
+    #[test]
+    fn under_a_sum_the_form_alone_earns_its_part_and_nothing_quoted_earns_more() {
+        use crate::reward::Composition::{Exclusive, Sum};
+        let right = "go to desk 1";
+        // answer -> what it earns under `exclusive`, under `sum`
+        let cases = [
+            (Some("go to desk 1"), 1.0, 1.15),
+            (Some("<think>open fridge 1</think>go to desk 1"), 1.0, 1.15),
+            (Some("open fridge 1"), 0.1, 0.15),
+            (Some("go to bed 1"), 0.1, 0.15),
+            (Some("<think>go to desk 1</think>open fridge 1"), 0.1, 0.15),
+            // of the right form, and no possible action: the right one quoted, both, one said twice
+            (Some("not open fridge 1 but go to desk 1"), 0.05, 0.05),
+            (Some("open fridge 1\ngo to desk 1"), 0.05, 0.05),
+            (Some("go to desk 1 go to desk 1"), 0.05, 0.05),
+            (Some("go to desk"), 0.05, 0.05),
+            // no form
+            (Some(""), -0.5, -0.5),
+            (Some("<think>go to desk 1</think>"), -0.5, -0.5),
+            (Some("<think>go to desk 1"), -0.5, -0.5),
+            (Some("go to desk 1</think>open fridge 1"), -0.5, -0.5),
+            (None, -0.5, -0.5),
+        ];
+        for (answer, exclusive, sum) in cases {
+            for (composition, want) in [(Exclusive, exclusive), (Sum, sum)] {
+                let mut critics = critics();
+                critics.reward = Reward { format: Some(0.05), composition, ..Reward::default() };
+                let outcome = critics.judge(0, answer);
+                assert!((outcome.reward - want).abs() < 1e-12, "{composition:?} {answer:?}: {outcome:?}");
+                let parts = critics.parts(0, answer, &outcome);
+                assert_eq!(parts.values().sum::<f64>(), outcome.reward, "{answer:?}: {parts:?}");
+                let ends = answer.is_some_and(|a| a.ends_with(right));
+                assert!(ends || !outcome.correct, "{answer:?}");
+            }
+        }
     }
 }
