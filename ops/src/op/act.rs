@@ -62,7 +62,7 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
     fn ports(&self, p: &Params) -> Ports {

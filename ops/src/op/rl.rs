@@ -42,7 +42,7 @@ pub struct Rl;
 impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "learns by GRPO to act as the expert does at the states of its episodes";
 
     fn ports(&self, p: &Params) -> Ports {

@@ -245,7 +245,7 @@ pub struct Sft;
 impl Op for Sft {
     type Params = Params;
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "imitates the actions of episodes or the answers of conversations";
 
     fn ports(&self, p: &Params) -> Ports {

@@ -4,6 +4,7 @@ pub mod batch;
 pub mod chat;
 pub mod checkpoint;
 pub mod draw;
+pub mod forest;
 pub mod grpo;
 pub mod objective;
 pub mod optimizer;
