@@ -348,7 +348,7 @@ pub struct Pretrain;
 impl Op for Pretrain {
     type Params = Params;
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "trains a model on unlabelled experience: random play, deductions, choices";
 
     fn ports(&self, p: &Params) -> Ports {
