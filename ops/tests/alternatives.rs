@@ -152,7 +152,7 @@ fn another_world_than_the_episodes_were_played_in_is_refused() {
         let params = json!({ "source": "uniform", "execute": true, "world": world });
         format!("{:?}", bench.attempt("alternatives", params, &UNIFORM, "wrong").unwrap_err())
     };
-    let other = run(json!({ "env": "household", "size": "full" }));
+    let other = run(json!({ "env": "household", "size": "alfred" }));
     assert!(other.contains("world"), "{other}");
     // the same task that went another way
     let mut lines = episodes(&bench);

@@ -43,9 +43,8 @@ fn pairs_in_both_orders_are_the_same_pairs_twice() {
         assert!(copies.contains(single), "what is there without copies is there with them");
         assert_eq!(asked(&copies[0]), asked(single));
     }
-    let firsts = |held_out: bool, expert: usize| {
-        both.iter().filter(|p| p.held_out == held_out && p.expert == expert).count()
-    };
+    let firsts =
+        |held_out: bool, expert: usize| both.iter().filter(|p| p.held_out == held_out && p.expert == expert).count();
     assert_eq!((firsts(false, 0), firsts(true, 0)), (firsts(false, 1), firsts(true, 1)));
     assert_eq!(metrics["pairs"], 2.0 * firsts(false, 0) as f64);
     // which order stands first is a matter of chance and not of the pair
