@@ -541,7 +541,8 @@ impl Policy for Endpoint {
     }
 
     fn assistant(&mut self, session: Session, content: &str) -> Result<(), OpError> {
-        self.talk(session).push(Message::assistant(content));
+        let begun = self.begun.remove(&session.0).unwrap_or_default();
+        self.talk(session).push(Message::assistant(begun + content));
         Ok(())
     }
 
