@@ -373,7 +373,7 @@ fn the_critics_families_are_the_pairs_of_one_episode() {
     let pairs: Vec<Pair> = artifact::read(&bench.path("pairs/pairs")).unwrap();
     let model = model::load(&bench.path("policy/model"), &Device::Cpu).unwrap();
     let text = Text::load(&bench.path("policy/model"), &model.config.eos).unwrap();
-    let params = serde_json::from_value(json!({})).unwrap();
+    let params = serde_json::from_value(json!({ "max_tokens": 12 })).unwrap();
     let critics = actloom_ops::op::act::Critics::new(pairs.clone(), &text, &model, &params).unwrap();
     let families = actloom_ops::train::draw::Questions::families(&critics);
     assert_eq!(families.concat().into_iter().collect::<BTreeSet<_>>(), (0..pairs.len()).collect());
