@@ -311,8 +311,7 @@ fn examples(text: &Text, play: Play, p: &Params, rng: &mut Rng) -> Result<Vec<Ex
             Deduction::Short => Some(deductions[cut][0].as_str()),
             Deduction::Long => Some(deductions[cut][1].as_str()),
         };
-        let reasoning = deduction.map_or_else(String::new, |text| format!("{THINK_OPEN}{text}{THINK_CLOSE}"));
-        messages.push(Message::assistant(format!("{reasoning}{}", form.reply(None, &pair.shown[pair.expert]))));
+        messages.push(Message::assistant(form.choose(deduction, &pair.shown, pair.expert)));
         add(&messages)?;
     }
     Ok(out)
