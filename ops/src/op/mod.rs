@@ -8,6 +8,7 @@ pub mod common;
 pub mod critic;
 pub mod demos;
 pub mod endpoint;
+pub mod episodes;
 pub mod eval;
 pub mod exam;
 pub mod gpqa;

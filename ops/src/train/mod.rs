@@ -4,6 +4,7 @@ pub mod batch;
 pub mod chat;
 pub mod checkpoint;
 pub mod draw;
+pub mod episodes;
 pub mod grpo;
 pub mod objective;
 pub mod optimizer;
