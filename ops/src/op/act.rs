@@ -11,7 +11,8 @@ use crate::artifact::{self, Pair};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Prompt, Text, which};
-use crate::train::grpo::{self, Questions};
+use crate::train::draw::{Asked, Questions};
+use crate::train::grpo;
 
 /// Pairs as questions.
 pub struct Critics {
@@ -90,7 +91,8 @@ impl Op for Act {
         }
         let critics = Critics::new(pairs, &text, &model, p)?;
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
-        grpo::run(ctx, &mut model, reference.as_ref(), &text, &critics, &p.settings(ctx.seed("samples")))?;
+        let settings = p.settings(ctx.seed("samples"));
+        grpo::run(ctx, &mut model, reference.as_ref(), &text, &mut Asked(critics), None, &settings)?;
         training::publish(ctx, &model, ctx.input("model"))
     }
 }

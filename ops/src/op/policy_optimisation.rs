@@ -294,6 +294,7 @@ impl Params {
             max_tokens: self.max_tokens,
             objective,
             advantage,
+            gigpo: None,
             row_tokens: self.training.row_tokens,
             seed,
         }

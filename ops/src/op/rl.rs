@@ -9,7 +9,8 @@ use crate::artifact::{self, Episode};
 use crate::model;
 use crate::reward::{Outcome, Reward};
 use crate::text::Prompt;
-use crate::train::grpo::{self, Questions};
+use crate::train::draw::{Asked, Questions};
+use crate::train::grpo;
 
 /// Expert states as questions.
 struct States {
@@ -77,7 +78,8 @@ impl Op for Rl {
             return Err(OpError::failed("the episodes hold no state to act at"));
         }
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
-        grpo::run(ctx, &mut model, reference.as_ref(), &text, &states, &p.settings(ctx.seed("samples")))?;
+        let settings = p.settings(ctx.seed("samples"));
+        grpo::run(ctx, &mut model, reference.as_ref(), &text, &mut Asked(states), None, &settings)?;
         training::publish(ctx, &model, ctx.input("model"))
     }
 }

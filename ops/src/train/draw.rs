@@ -10,12 +10,15 @@
 //! response holds exactly the ids that were sampled and the prompt ids that they were sampled from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use actloom_engine::op::{OpContext, OpError};
 
 use super::update::Sample;
+use crate::infer::{Request, Sampling, complete};
 use crate::model::Model;
 use crate::reward::Outcome;
+use crate::rng::Rng;
 use crate::text::Text;
 
 /// One attempt at a question or a task.
@@ -90,4 +93,87 @@ pub struct How<'a> {
     pub seed: u64,
     /// Parts of the random streams' name: the batch, the refill, or that it is a validation.
     pub stream: &'a [u64],
+}
+
+/// Questions with an answer that can be judged by itself.
+pub trait Questions {
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// As [`Source::families`].
+    fn families(&self) -> Vec<Vec<usize>> {
+        (0..self.len()).map(|index| vec![index]).collect()
+    }
+
+    /// Prompt of question `index`.
+    fn prompt(&self, index: usize) -> &[u32];
+
+    /// Judges an answer; `text` is `None` where it did not end in time.
+    fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
+}
+
+/// Questions as a source: an attempt is one response.
+pub struct Asked<Q>(pub Q);
+
+impl<Q: Questions> Source for Asked<Q> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn families(&self) -> Vec<Vec<usize>> {
+        self.0.families()
+    }
+
+    fn draw(
+        &mut self,
+        _ctx: &OpContext<'_>,
+        model: &mut Model,
+        text: &Text,
+        indices: &[usize],
+        how: &How<'_>,
+    ) -> Result<Vec<Drawn>, OpError> {
+        let mut requests = Vec::with_capacity(indices.len() * how.group);
+        for (place, index) in indices.iter().enumerate() {
+            for g in 0..how.group {
+                let sampling = Sampling::plain(f64::from(how.temperature), how.max_tokens);
+                let path = [how.stream, &[place as u64, g as u64]].concat();
+                requests.push(Request::new(self.0.prompt(*index), sampling, Rng::at(how.seed, &path)));
+            }
+        }
+        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
+        let mut drawn = Vec::with_capacity(indices.len());
+        for index in indices {
+            let prompt: Arc<[u32]> = self.0.prompt(*index).into();
+            let mut attempts = Vec::with_capacity(how.group);
+            for c in completions.by_ref().take(how.group) {
+                let ended = c.ended();
+                let outcome = self.0.judge(*index, ended.then_some(c.text.as_str()));
+                if !outcome.reward.is_finite() {
+                    let (r, reward) = (attempts.len() + 1, outcome.reward);
+                    return Err(OpError::failed(format!(
+                        "the reward of response {r} of {} to question {index} is {reward}, expected a finite number",
+                        how.group
+                    )));
+                }
+                attempts.push(Attempt {
+                    outcome,
+                    samples: vec![Sample {
+                        prompt: prompt.clone(),
+                        ids: c.ids,
+                        sampling: c.logps,
+                        ..Sample::default()
+                    }],
+                    steps: Vec::new(),
+                    truncated: usize::from(!ended),
+                    parts: BTreeMap::new(),
+                });
+            }
+            drawn.push(Drawn { index: *index, attempts });
+        }
+        Ok(drawn)
+    }
 }

@@ -1,6 +1,6 @@
 //! Group-relative policy optimisation. Shao et al., "DeepSeekMath", 2024; conventions of TRL's loss.
 //!
-//! 1. Questions are chosen. 2. For each prompt G responses are sampled. 3. Each is judged, and compared with its group.
+//! 1. Questions or tasks are chosen. 2. At each, G attempts are drawn and judged. 3. Each is compared with its group.
 //! 4. Updates: the loss is that of [`objective`](super::objective), computed row by row by [`update`](super::update).
 //! 5. Metrics. 6. Checkpoint.
 //!
@@ -9,18 +9,16 @@
 //! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
 //! and equal responses of a group are one segment whose terms add up: both are exact.
 
-use std::sync::Arc;
-
 use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
 
 use super::checkpoint::{self, Position};
+use super::draw::{Drawn, How, Source};
 use super::objective::advantage::{Advantage, advantages};
-use super::objective::{Objective, Tally};
+use super::objective::{Objective, Tally, gigpo};
 use super::optimizer::{self, Optimizer};
 use super::schedule::Schedule;
 use super::update::{self, Group, Outcome as Update, Sample};
-use crate::infer::{Request, Sampling, complete};
 use crate::model::Model;
 use crate::reward::Outcome;
 use crate::rng::Rng;
@@ -28,10 +26,10 @@ use crate::rng::Rng;
 /// Settings of the objective and the sampling.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Responses sampled for each prompt.
+    /// Attempts at each question or task.
     pub group: usize,
     pub epochs: u64,
-    /// Prompts in one batch of sampling.
+    /// Questions or tasks in one batch of sampling.
     pub batch: usize,
     /// Optimizer updates taken on each batch.
     pub updates: usize,
@@ -45,26 +43,56 @@ pub struct Settings {
     pub max_tokens: usize,
     pub objective: Objective,
     pub advantage: Advantage,
+    /// Compares episodes step by step, in place of `advantage`.
+    pub gigpo: Option<gigpo::Settings>,
     pub row_tokens: usize,
     /// What is sampled and how data is ordered.
     pub seed: u64,
 }
 
-/// What is asked, and what an answer is worth.
-pub trait Questions {
-    /// How many there are.
-    fn len(&self) -> usize;
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Prompt of question `index`.
-    fn prompt(&self, index: usize) -> &[u32];
-    /// Judges an answer; `text` is `None` where it did not end in time.
-    fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
+/// An advantage for each response of each attempt of each group: that of its attempt, or with GiGPO that of its turn.
+///
+/// # Errors
+/// GiGPO of attempts that are no episodes.
+fn compare(drawn: &[Drawn], settings: &Settings) -> Result<Vec<Vec<Vec<f64>>>, OpError> {
+    let Some(gigpo) = settings.gigpo else {
+        let rewards: Vec<Vec<f64>> =
+            drawn.iter().map(|d| d.attempts.iter().map(|a| a.outcome.reward).collect()).collect();
+        let spread = |(d, of_group): (&Drawn, Vec<f64>)| {
+            d.attempts.iter().zip(of_group).map(|(a, advantage)| vec![advantage; a.samples.len()]).collect()
+        };
+        return Ok(drawn.iter().zip(advantages(&rewards, settings.advantage)).map(spread).collect());
+    };
+    let of_group = |d: &Drawn| {
+        for a in &d.attempts {
+            let (have, want) = (a.steps.len(), a.samples.len());
+            if have != want {
+                return Err(OpError::with_help(
+                    format!("an attempt at task {} has {have} steps, expected {want}: one for each response", d.index),
+                    "compare steps where whole episodes are attempted",
+                ));
+            }
+        }
+        let steps = d.attempts.iter().map(|a| a.steps.iter().map(|s| (s.state.as_str(), s.reward)).collect());
+        let episodes: Vec<Vec<(&str, f64)>> = steps.collect();
+        Ok(gigpo::advantages(&episodes, gigpo).advantage)
+    };
+    drawn.iter().map(of_group).collect()
+}
+
+/// Groups of responses with their advantages.
+fn grouped(drawn: Vec<Drawn>, advantages: Vec<Vec<Vec<f64>>>) -> Vec<Group> {
+    let group = |(d, of_group): (Drawn, Vec<Vec<f64>>)| {
+        let advantages = of_group.into_iter().flatten();
+        let samples = d.attempts.into_iter().flat_map(|a| a.samples);
+        let samples = samples.zip(advantages).map(|(sample, advantage)| Sample { advantage, ..sample }).collect();
+        Group { question: d.index, samples }
+    };
+    drawn.into_iter().zip(advantages).map(group).collect()
 }
 
 /// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where the objective's
-/// `kl` is not 0.
+/// `kl` is not 0. `validation` is asked where the settings say so; it is never trained on.
 ///
 /// # Errors
 /// `Interrupted` with a checkpoint in scratch; what the optimizer refuses.
@@ -73,10 +101,11 @@ pub fn run(
     model: &mut Model,
     reference: Option<&Model>,
     text: &crate::text::Text,
-    questions: &dyn Questions,
+    source: &mut dyn Source,
+    _validation: Option<&mut dyn Source>,
     settings: &Settings,
 ) -> Result<(), OpError> {
-    let batches = questions.len().div_ceil(settings.batch) as u64;
+    let batches = source.len().div_ceil(settings.batch) as u64;
     let steps = batches * settings.epochs;
     let total_updates = steps * settings.updates as u64;
     let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &settings.optimizer)? {
@@ -100,52 +129,26 @@ pub fn run(
         let _span = tracing::debug_span!("batch", step).entered();
         // 1. which questions: a fresh order each epoch
         let (epoch, batch) = (step / batches, (step % batches) as usize);
-        let mut order: Vec<usize> = (0..questions.len()).collect();
+        let mut order: Vec<usize> = (0..source.len()).collect();
         Rng::at(settings.seed, &[0, epoch]).shuffle(&mut order);
-        let chosen = &order[batch * settings.batch..questions.len().min((batch + 1) * settings.batch)];
-        // 2. sample G responses each, the prompt computed once
+        let chosen = &order[batch * settings.batch..source.len().min((batch + 1) * settings.batch)];
+        // 2. draw G attempts at each
         let sampling = tracing::debug_span!("sample").entered();
-        let mut requests = Vec::with_capacity(chosen.len() * settings.group);
-        for (place, question) in chosen.iter().enumerate() {
-            for g in 0..settings.group {
-                let sampling = Sampling::plain(f64::from(settings.temperature), settings.max_tokens);
-                let rng = Rng::at(settings.seed, &[1, step, place as u64, g as u64]);
-                requests.push(Request::new(questions.prompt(*question), sampling, rng));
-            }
-        }
-        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
+        let how_drawn = How {
+            group: settings.group,
+            temperature: settings.temperature,
+            max_tokens: settings.max_tokens,
+            seed: settings.seed,
+            stream: &[1, step],
+        };
+        let drawn = source.draw(ctx, model, text, chosen, &how_drawn)?;
         drop(sampling);
-        // 3. judge, and compare within the group
-        let mut groups: Vec<Group> = Vec::with_capacity(chosen.len());
-        let (mut outcomes, mut rewards) = (Vec::new(), Vec::new());
-        let mut truncated = 0.0;
-        for question in chosen {
-            let prompt: Arc<[u32]> = questions.prompt(*question).into();
-            let mut samples = Vec::with_capacity(settings.group);
-            let mut of_group = Vec::with_capacity(settings.group);
-            for c in completions.by_ref().take(settings.group) {
-                let ended = c.ended();
-                let outcome = questions.judge(*question, ended.then_some(c.text.as_str()));
-                if !outcome.reward.is_finite() {
-                    let (r, reward) = (samples.len() + 1, outcome.reward);
-                    return Err(OpError::failed(format!(
-                        "the reward of response {r} of {} to question {question} is {reward}, expected a finite number",
-                        settings.group
-                    )));
-                }
-                of_group.push(outcome.reward);
-                outcomes.push(outcome);
-                truncated += f64::from(u8::from(!ended));
-                samples.push(Sample { prompt: prompt.clone(), ids: c.ids, sampling: c.logps, ..Sample::default() });
-            }
-            rewards.push(of_group);
-            groups.push(Group { question: *question, samples });
-        }
-        for (group, of_group) in groups.iter_mut().zip(advantages(&rewards, settings.advantage)) {
-            for (sample, advantage) in group.samples.iter_mut().zip(of_group) {
-                sample.advantage = advantage;
-            }
-        }
+        // 3. compare within the group
+        let attempts = || drawn.iter().flat_map(|d| &d.attempts);
+        let outcomes: Vec<Outcome> = attempts().map(|a| a.outcome).collect();
+        let truncated = attempts().map(|a| a.truncated).sum::<usize>() as f64;
+        let compared = compare(&drawn, settings)?;
+        let mut groups = grouped(drawn, compared);
         let responses: usize = groups.iter().map(|g| g.samples.len()).sum();
         let tokens: usize = groups.iter().flat_map(|g| &g.samples).map(|s| s.ids.len()).sum();
         sampled += tokens as u64;
@@ -174,12 +177,12 @@ pub fn run(
             }
         }
         // 5. report
-        let n = responses as f64;
+        let n = outcomes.len() as f64;
         let mean = |f: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / n;
         let reward = mean(&|o| o.reward);
         let correct = mean(&|o| f64::from(u8::from(o.correct)));
         let flat = groups.iter().filter(|g| g.flat()).count() as f64;
-        let truncated = truncated / n;
+        let truncated = truncated / responses.max(1) as f64;
         ctx.metric(at, "reward", reward);
         ctx.metric(at, "accuracy", correct);
         ctx.metric(at, "malformed", mean(&|o| f64::from(u8::from(o.malformed))));
@@ -190,7 +193,7 @@ pub fn run(
                 ctx.metric(at, ["accuracy_first", "accuracy_second"][position], right);
             }
         }
-        ctx.metric(at, "length", tokens as f64 / n);
+        ctx.metric(at, "length", tokens as f64 / responses.max(1) as f64);
         ctx.metric(at, "truncated", truncated);
         ctx.metric(at, "zero_variance", flat / groups.len() as f64);
         report(ctx, at, &seen, &settings.objective);
