@@ -67,6 +67,27 @@ pub struct Settings {
     /// Which states `gigpo` takes for equal.
     #[serde(default)]
     pub equal: Equal,
+    /// Other tasks of the same world, on which the model is validated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+}
+
+/// Tasks of a validation. Nothing is learned from them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "EpisodesValidation")]
+pub struct Validation {
+    /// Which tasks; those of the split that is trained on only where `first` keeps them apart.
+    pub split: String,
+    /// How many; 0 takes all, where they are listed.
+    #[schemars(range(min = 0, max = 10000000))]
+    pub tasks: usize,
+    /// How many tasks at the beginning of the split are passed over.
+    #[serde(default)]
+    pub first: usize,
+    /// Here replies may be held to the admissible actions, for nothing is learned from them.
+    #[serde(default)]
+    pub decoding: Decode,
 }
 
 fn max_steps() -> usize {
@@ -75,7 +96,7 @@ fn max_steps() -> usize {
 
 impl Settings {
     /// What cannot be; paths begin at `episodes`.
-    pub fn check(&self) -> Vec<Problem> {
+    pub fn check(&self, prompt: &Prompt) -> Vec<Problem> {
         let mut problems = self.world.check(Some(&self.split));
         if self.decoding == Decode::Admissible {
             let what = "a reply held to a list is drawn from another distribution than the one that is trained";
@@ -91,10 +112,48 @@ impl Settings {
             let what = "no steps are compared, expected a table `gigpo` beside `equal`";
             problems.push(Problem::new(&["equal"], what));
         }
+        if let Some(validation) = &self.validation {
+            problems.extend(self.check_validation(validation, prompt));
+        }
         for problem in &mut problems {
             problem.path.insert(0, "episodes".to_owned());
         }
         problems
+    }
+
+    fn check_validation(&self, validation: &Validation, prompt: &Prompt) -> Vec<Problem> {
+        let play = rollout::Params { decoding: validation.decoding, ..self.play(&validation.split, prompt) };
+        let mut problems: Vec<Problem> =
+            play.check().into_iter().filter(|p| ["split", "decoding"].contains(&p.path[0].as_str())).collect();
+        let end = |first: usize, tasks: usize| if tasks == 0 { usize::MAX } else { first.saturating_add(tasks) };
+        let (ours, theirs) = (end(self.first, self.tasks), end(validation.first, validation.tasks));
+        if validation.split == self.split && validation.first < ours && self.first < theirs {
+            let what = "some of these tasks are trained on";
+            let help = "take another split, or pass over the tasks of `episodes` with `first`";
+            problems.push(Problem::new(&["first"], what).help(help));
+        }
+        for problem in &mut problems {
+            problem.path.insert(0, "validation".to_owned());
+        }
+        problems
+    }
+
+    /// How a split is played, but for what each draw says itself.
+    fn play(&self, split: &str, prompt: &Prompt) -> rollout::Params {
+        rollout::Params {
+            world: self.world.clone(),
+            split: split.to_owned(),
+            tasks: self.tasks,
+            first: self.first,
+            episodes: 1,
+            max_steps: self.max_steps,
+            prompt: prompt.clone(),
+            temperature: 1.0,
+            filters: Filters::default(),
+            decoding: self.decoding,
+            max_tokens: 1,
+            actions: self.actions,
+        }
     }
 }
 
@@ -118,23 +177,22 @@ struct Seat {
 }
 
 impl Episodes {
-    /// Tasks that the model will play as it is told of them by `prompt`. `text` is the text side of the model.
+    /// Tasks that the model will play as `prompt` tells them. `text` is the text side of the model.
     pub fn new(tasks: Tasks, settings: &Settings, prompt: &Prompt, text: Arc<Text>) -> Self {
-        let play = rollout::Params {
-            world: settings.world.clone(),
-            split: settings.split.clone(),
-            tasks: settings.tasks,
-            first: settings.first,
-            episodes: 1,
-            max_steps: settings.max_steps,
-            prompt: prompt.clone(),
-            temperature: 1.0,
-            filters: Filters::default(),
-            decoding: settings.decoding,
-            max_tokens: 1,
-            actions: settings.actions,
-        };
+        let play = settings.play(&settings.split, prompt);
         Episodes { tasks, play, reward: settings.reward, equal: settings.equal, text }
+    }
+
+    /// The tasks of the validation, if there is one, in the same world.
+    ///
+    /// # Errors
+    /// More tasks than there are.
+    pub fn validation(&self, settings: &Settings) -> Result<Option<Self>, OpError> {
+        let Some(validation) = &settings.validation else { return Ok(None) };
+        let Validation { split, tasks, first, decoding } = validation;
+        let tasks = self.tasks.others(split, *first, *tasks)?;
+        let play = rollout::Params { decoding: *decoding, ..settings.play(split, &self.play.prompt) };
+        Ok(Some(Episodes { tasks, play, reward: self.reward, equal: Equal::Observation, text: self.text.clone() }))
     }
 
     /// An episode that is over, as an attempt.
@@ -161,8 +219,8 @@ impl Episodes {
         }
         let malformed = turns.iter().any(episodes::is_malformed);
         let outcome = Outcome { reward, correct: episode.success, malformed, position: None };
-        let parts = told(episode);
-        Ok(Attempt { outcome, samples: seat.samples, steps, truncated: seat.truncated, parts })
+        let (parts, facts) = (episodes::totals(episode, &self.reward), told(episode));
+        Ok(Attempt { outcome, samples: seat.samples, steps, truncated: seat.truncated, parts, facts })
     }
 }
 

@@ -76,6 +76,28 @@ pub struct Params {
     pub actions: Record,
 }
 
+impl Params {
+    /// What cannot be.
+    pub(crate) fn check(&self) -> Vec<Problem> {
+        let mut problems = self.world.check(Some(&self.split));
+        problems.extend(self.prompt.check());
+        if let WorldSettings::Webshop(webshop::Settings { search: SearchHint::Blank, .. }) = self.world
+            && self.decoding == Decode::Admissible
+        {
+            let what = "a search would be held to the words `<your query>`, which is a blank to be filled in";
+            problems.push(
+                Problem::new(&["decoding"], what)
+                    .help("write `search = \"words\"` in `world`, or `decoding = \"free\"`"),
+            );
+        }
+        if self.decoding == Decode::Admissible && !self.prompt.can_be_held() {
+            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
+            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
+        }
+        problems
+    }
+}
+
 fn once() -> usize {
     1
 }
@@ -171,22 +193,7 @@ impl Op for Rollout {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        let mut problems = p.world.check(Some(&p.split));
-        problems.extend(p.prompt.check());
-        if let WorldSettings::Webshop(webshop::Settings { search: SearchHint::Blank, .. }) = p.world
-            && p.decoding == Decode::Admissible
-        {
-            let what = "a search would be held to the words `<your query>`, which is a blank to be filled in";
-            problems.push(
-                Problem::new(&["decoding"], what)
-                    .help("write `search = \"words\"` in `world`, or `decoding = \"free\"`"),
-            );
-        }
-        if p.decoding == Decode::Admissible && !p.prompt.can_be_held() {
-            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
-            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
-        }
-        problems
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -24,7 +24,7 @@ impl Default for Reward {
 }
 
 /// What became of one answer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub reward: f64,
     pub correct: bool,

@@ -22,7 +22,7 @@ use crate::rng::Rng;
 use crate::text::Text;
 
 /// One attempt at a question or a task.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Attempt {
     /// What it was worth as a whole. Its `reward` is what is compared.
     pub outcome: Outcome,
@@ -34,6 +34,8 @@ pub struct Attempt {
     pub truncated: usize,
     /// Parts of the reward by name, for the report.
     pub parts: BTreeMap<&'static str, f64>,
+    /// What else is to be told of it: the mean of each is a metric of its name.
+    pub facts: BTreeMap<&'static str, f64>,
 }
 
 /// One turn of an episode.
@@ -167,9 +169,8 @@ impl<Q: Questions> Source for Asked<Q> {
                         sampling: c.logps,
                         ..Sample::default()
                     }],
-                    steps: Vec::new(),
                     truncated: usize::from(!ended),
-                    parts: BTreeMap::new(),
+                    ..Attempt::default()
                 });
             }
             drawn.push(Drawn { index: *index, attempts });

@@ -9,6 +9,8 @@
 //! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
 //! and equal responses of a group are one segment whose terms add up: both are exact.
 
+use std::collections::BTreeMap;
+
 use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
 
@@ -147,6 +149,11 @@ pub fn run(
         let attempts = || drawn.iter().flat_map(|d| &d.attempts);
         let outcomes: Vec<Outcome> = attempts().map(|a| a.outcome).collect();
         let truncated = attempts().map(|a| a.truncated).sum::<usize>() as f64;
+        let mut facts: BTreeMap<&'static str, (f64, f64)> = BTreeMap::new();
+        for (name, value) in attempts().flat_map(|a| &a.facts) {
+            let (sum, count) = facts.entry(name).or_default();
+            (*sum, *count) = (*sum + value, *count + 1.0);
+        }
         let compared = compare(&drawn, settings)?;
         let mut groups = grouped(drawn, compared);
         let responses: usize = groups.iter().map(|g| g.samples.len()).sum();
@@ -196,6 +203,9 @@ pub fn run(
         ctx.metric(at, "length", tokens as f64 / responses.max(1) as f64);
         ctx.metric(at, "truncated", truncated);
         ctx.metric(at, "zero_variance", flat / groups.len() as f64);
+        for (name, (sum, count)) in facts {
+            ctx.metric(at, name, sum / count);
+        }
         report(ctx, at, &seen, &settings.objective);
         if steps_taken > 0 {
             ctx.metric(at, "grad_norm", norm / f64::from(steps_taken));
