@@ -22,7 +22,7 @@ use super::worlds::{Record, Tasks};
 use crate::artifact::{End, Episode};
 use crate::env::{EnvError, WorldSettings};
 use crate::model::Model;
-use crate::policy::{Finish, lend};
+use crate::policy::{Finish, Policy, lend};
 use crate::reward::Outcome;
 use crate::rng::Rng;
 use crate::text::{Prompt, Text};
@@ -195,6 +195,68 @@ impl Episodes {
         Ok(Some(Episodes { tasks, play, reward: self.reward, equal: Equal::Observation, text: self.text.clone() }))
     }
 
+    /// Lets a policy play a group of episodes at each of some tasks. Only one that knows its token ids and their
+    /// log-probabilities can be learned from.
+    ///
+    /// # Errors
+    /// The world's and the policy's; a first state that fills the context; a return that is not finite.
+    pub fn play(&self, policy: &mut dyn Policy, indices: &[usize], how: &How<'_>) -> Result<Vec<Drawn>, OpError> {
+        let play = rollout::Params {
+            temperature: f64::from(how.temperature),
+            max_tokens: how.max_tokens,
+            ..self.play.clone()
+        };
+        let together = self.tasks.suite.together().clamp(1, GAMES);
+        let count = indices.len() * how.group;
+        let mut drawn: Vec<Drawn> = indices
+            .iter()
+            .map(|index| Drawn { index: *index, attempts: vec![Attempt::default(); how.group] })
+            .collect();
+        let (mut seats, mut games): (Vec<Seat>, Vec<Played>) = (Vec::new(), Vec::new());
+        let (mut next, mut clock) = (0, Clock::default());
+        loop {
+            // 1. games that are over leave their seats
+            for at in (0..games.len()).rev() {
+                let over = games[at].game.now.done || games[at].full || games[at].game.turns.len() >= play.max_steps;
+                if over {
+                    let (seat, played) = (seats.swap_remove(at), games.swap_remove(at));
+                    let (place, attempt) = (seat.place, seat.attempt);
+                    let episode = played.episode(policy, play.decoding);
+                    drawn[place].attempts[attempt] = self.attempt(indices[place], &episode, seat)?;
+                }
+            }
+            // 2. others take them
+            let some: Vec<usize> = (next..count.min(next + together - games.len())).collect();
+            next += some.len();
+            let open = |n: &usize| self.tasks.game(indices[n / how.group]).map(Played::new);
+            games.extend(some.par_iter().map(open).collect::<Result<Vec<Played>, EnvError>>()?);
+            let sit = |n: usize| (n / how.group, n % how.group);
+            seats.extend(some.into_iter().map(sit).map(|(place, attempt)| Seat {
+                place,
+                attempt,
+                samples: Vec::new(),
+                truncated: 0,
+            }));
+            if games.is_empty() {
+                return Ok(drawn);
+            }
+            // 3. all take a turn
+            let stream = |i: usize| {
+                let Seat { place, attempt, samples, .. } = &seats[i];
+                let own = [*place as u64, *attempt as u64, samples.len() as u64];
+                Rng::at(how.seed, &[how.stream, &own].concat())
+            };
+            for Replied { game, prompt, answer } in advance(policy, &play, &mut games, &stream, &|| false, &mut clock)?
+            {
+                let (Some(prompt), Some(ids), Some(sampling)) = (prompt, answer.ids, answer.logps) else {
+                    return Err(OpError::failed("a policy that does not say its token ids cannot be learned from"));
+                };
+                seats[game].samples.push(Sample { prompt, ids, sampling, ..Sample::default() });
+                seats[game].truncated += usize::from(answer.finish == Finish::Length);
+            }
+        }
+    }
+
     /// An episode that is over, as an attempt.
     fn attempt(&self, index: usize, episode: &Episode, seat: Seat) -> Result<Attempt, OpError> {
         let (turns, id) = (&episode.turns, &episode.task.id);
@@ -251,61 +313,6 @@ impl Source for Episodes {
         indices: &[usize],
         how: &How<'_>,
     ) -> Result<Vec<Drawn>, OpError> {
-        let play = rollout::Params {
-            temperature: f64::from(how.temperature),
-            max_tokens: how.max_tokens,
-            ..self.play.clone()
-        };
-        let mut policy = lend(model, self.text.clone());
-        let together = self.tasks.suite.together().clamp(1, GAMES);
-        let count = indices.len() * how.group;
-        let mut drawn: Vec<Drawn> = indices
-            .iter()
-            .map(|index| Drawn { index: *index, attempts: vec![Attempt::default(); how.group] })
-            .collect();
-        let (mut seats, mut games): (Vec<Seat>, Vec<Played>) = (Vec::new(), Vec::new());
-        let (mut next, mut clock) = (0, Clock::default());
-        loop {
-            // 1. games that are over leave their seats
-            for at in (0..games.len()).rev() {
-                let over = games[at].game.now.done || games[at].full || games[at].game.turns.len() >= play.max_steps;
-                if over {
-                    let (seat, played) = (seats.swap_remove(at), games.swap_remove(at));
-                    let (place, attempt) = (seat.place, seat.attempt);
-                    let episode = played.episode(&mut policy, play.decoding);
-                    drawn[place].attempts[attempt] = self.attempt(indices[place], &episode, seat)?;
-                }
-            }
-            // 2. others take them
-            let some: Vec<usize> = (next..count.min(next + together - games.len())).collect();
-            next += some.len();
-            let open = |n: &usize| self.tasks.game(indices[n / how.group]).map(Played::new);
-            games.extend(some.par_iter().map(open).collect::<Result<Vec<Played>, EnvError>>()?);
-            let sit = |n: usize| (n / how.group, n % how.group);
-            seats.extend(some.into_iter().map(sit).map(|(place, attempt)| Seat {
-                place,
-                attempt,
-                samples: Vec::new(),
-                truncated: 0,
-            }));
-            if games.is_empty() {
-                return Ok(drawn);
-            }
-            // 3. all take a turn
-            let stream = |i: usize| {
-                let Seat { place, attempt, samples, .. } = &seats[i];
-                let own = [*place as u64, *attempt as u64, samples.len() as u64];
-                Rng::at(how.seed, &[how.stream, &own].concat())
-            };
-            for Replied { game, prompt, answer } in
-                advance(&mut policy, &play, &mut games, &stream, &|| false, &mut clock)?
-            {
-                let (Some(prompt), Some(ids), Some(sampling)) = (prompt, answer.ids, answer.logps) else {
-                    panic!("BUG: a model of ours knows what it said")
-                };
-                seats[game].samples.push(Sample { prompt, ids, sampling, ..Sample::default() });
-                seats[game].truncated += usize::from(answer.finish == Finish::Length);
-            }
-        }
+        self.play(&mut lend(model, self.text.clone()), indices, how)
     }
 }

@@ -153,7 +153,10 @@ impl Op for Rl {
             }
         };
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
-        let validation = validation.as_deref_mut();
+        let validation: Option<&mut dyn Source> = match &mut validation {
+            Some(source) => Some(&mut **source),
+            None => None,
+        };
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &mut *source, validation, &settings)?;
         training::publish(ctx, &model, ctx.input("model"))
     }
