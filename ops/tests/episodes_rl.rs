@@ -591,7 +591,7 @@ fn a_model_that_acts_at_random_learns_to_win_by_episode_returns_and_by_gigpo() {
     let bench = Bench::new();
     let player = bench.player();
     for (name, gigpo) in [("returns", None), ("gigpo", Some(gigpo::Settings::default()))] {
-        let settings = settings(&|s| (s.epochs, s.gigpo) = (12, gigpo));
+        let settings = settings(&|s| (s.epochs, s.compare.gigpo) = (12, gigpo));
         let (_, metrics) = bench.learn(name, &player, Rooms::default(), json!({}), &settings);
         let success = of(&metrics, "success");
         assert_eq!(success.len(), 12);
@@ -612,7 +612,7 @@ fn episodes_are_compared_with_those_of_their_task_alone() {
     let silent = json!({ "reward": { "invalid": 0.0, "malformed": 0.0 } });
     for gigpo in [None, Some(gigpo::Settings::default())] {
         let name = if gigpo.is_some() { "steps" } else { "whole" };
-        let settings = settings(&|s| s.gigpo = gigpo);
+        let settings = settings(&|s| s.compare.gigpo = gigpo);
         let rooms = Rooms { rule: Rule::Parity, ..Rooms::default() };
         let (after, metrics) = bench.learn(name, &player, rooms, silent.clone(), &settings);
         assert_eq!(of(&metrics, "zero_variance"), [1.0]);

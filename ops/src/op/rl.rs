@@ -5,6 +5,7 @@
 //!
 //! Invariant: one loop and one objective for both; they differ in what is drawn.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
@@ -35,6 +36,8 @@ pub struct Params {
 
 /// Expert states as questions.
 struct States {
+    /// Number of the episode that each is of.
+    episodes: Vec<usize>,
     prompts: Vec<Vec<u32>>,
     /// The expert's action and everything possible.
     answers: Vec<(String, Vec<String>)>,
@@ -52,14 +55,20 @@ impl States {
         model: &Model,
     ) -> Result<States, OpError> {
         let episodes: Vec<Episode> = artifact::read(path)?;
-        let mut states =
-            States { prompts: Vec::new(), answers: Vec::new(), reward: p.reward, prompt: p.prompt.clone() };
+        let mut states = States {
+            episodes: Vec::new(),
+            prompts: Vec::new(),
+            answers: Vec::new(),
+            reward: p.reward,
+            prompt: p.prompt.clone(),
+        };
         'all: for (number, episode) in episodes.iter().enumerate() {
             for (turn, state) in episode.turns.iter().enumerate() {
                 if limit > 0 && states.prompts.len() == limit {
                     break 'all;
                 }
                 let messages = common::state(&p.prompt, (number, episode), turn, p.prompt.tells_replies())?;
+                states.episodes.push(number);
                 states.prompts.push(common::prompt_ids(text, &messages, model, p.max_tokens)?);
                 states.answers.push((state.action.clone(), state.actions.clone()));
             }
@@ -68,6 +77,11 @@ impl States {
             return Err(OpError::failed(format!("the episodes in `{path}` hold no state to act at")));
         }
         Ok(states)
+    }
+
+    /// The action that an answer says, if it has the form that was asked for.
+    fn said<'a>(&self, answer: Option<&'a str>) -> Option<&'a str> {
+        self.prompt.parse(answer?).ok().map(|reply| reply.action)
     }
 }
 
@@ -80,10 +94,23 @@ impl Questions for States {
         &self.prompts[index]
     }
 
+    fn families(&self) -> Vec<Vec<usize>> {
+        let mut families: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, episode) in self.episodes.iter().enumerate() {
+            families.entry(*episode).or_default().push(index);
+        }
+        families.into_values().collect()
+    }
+
     fn judge(&self, index: usize, answer: Option<&str>) -> Outcome {
         let (expert, actions) = &self.answers[index];
-        let said = answer.and_then(|answer| self.prompt.parse(answer).ok()).map(|reply| reply.action);
-        self.reward.outcome(said == Some(expert), said.is_some_and(|a| actions.iter().any(|b| a == b)))
+        let said = self.said(answer);
+        let outcome = self.reward.outcome(said == Some(expert), said.is_some_and(|a| actions.iter().any(|b| a == b)));
+        self.reward.formed(outcome, said.is_some())
+    }
+
+    fn parts(&self, _index: usize, answer: Option<&str>, outcome: &Outcome) -> BTreeMap<&'static str, f64> {
+        self.reward.parts(outcome, self.said(answer).is_some())
     }
 }
 
@@ -94,7 +121,8 @@ impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
     const VERSION: u32 = 3;
-    const ABOUT: &'static str = "learns by policy optimisation to act: as the expert does at the states of its episodes, or in episodes of its own";
+    const ABOUT: &'static str =
+        "learns by policy optimisation to act: as an expert does at its states, or to win episodes of its own";
 
     fn ports(&self, p: &Params) -> Ports {
         let ports =
@@ -115,13 +143,22 @@ impl Op for Rl {
         let Some(episodes) = &p.episodes else { return problems };
         let p = &p.optimisation;
         problems.extend(episodes.check(&p.prompt));
-        if p.reward != Reward::default() {
+        if p.reward != (Reward { length: p.reward.length, ..Reward::default() }) {
             let what = "no answer is compared with an expert's where whole episodes are played";
             problems.push(Problem::new(&["reward"], what).help("write `reward` in the table `episodes`"));
         }
         if p.limit > 0 {
             let what = "`limit` counts states, and whole episodes are played";
             problems.push(Problem::new(&["limit"], what).help("write `tasks` in the table `episodes`"));
+        }
+        if p.validate.is_some() && episodes.validation.is_none() {
+            let what = "there is nothing to validate on, expected a table `validation` in `episodes`";
+            problems.push(Problem::new(&["validate"], what));
+        }
+        if p.validate.is_none() && episodes.validation.is_some() {
+            let what = "tasks for validation are given, and `validate` is not set";
+            let problem = Problem::new(&["episodes", "validation"], what);
+            problems.push(problem.help("write `validate = {}`, or leave this table out"));
         }
         if episodes.gigpo.is_some() && p.advantage.is_some() {
             let what = "`gigpo` in `episodes` says how episodes are compared, expected no `advantage` beside it";
@@ -138,7 +175,7 @@ impl Op for Rl {
         let mut settings = p.settings(ctx.seed("samples"));
         let (mut source, mut validation): (Box<dyn Source>, Option<Box<dyn Source>>) = match episodes {
             Some(episodes) => {
-                settings.gigpo = episodes.gigpo.map(|gigpo| gigpo.settings());
+                settings.compare.gigpo = episodes.gigpo.map(|gigpo| gigpo.settings());
                 let tasks = Tasks::open(ctx, &episodes.world, &episodes.split, episodes.first, episodes.tasks)?;
                 ctx.note("reproducible", tasks.suite.reproducible());
                 let source = Episodes::new(tasks, episodes, &p.prompt, text.clone());
@@ -148,7 +185,19 @@ impl Op for Rl {
             None => {
                 let states =
                     |path, limit| States::read(path, limit, p, &text, &model).map(|states| Box::new(Asked(states)));
-                let validation = ctx.input_opt("validation").map(|path| states(path, 0)).transpose()?;
+                let validation = ctx.input_opt("validation");
+                if p.validate.is_some() != validation.is_some() {
+                    let (what, help) = match validation {
+                        Some(_) => {
+                            ("episodes for validation were given, and `validate` is not set", "write `validate = {}`")
+                        }
+                        None => {
+                            ("`validate` is set and there is nothing to validate on", "give the input `validation`")
+                        }
+                    };
+                    return Err(OpError::with_help(what, format!("{help}, or leave the other out")));
+                }
+                let validation = validation.map(|path| states(path, 0)).transpose()?;
                 (states(ctx.input("states"), p.limit)?, validation.map(|source| source as Box<dyn Source>))
             }
         };

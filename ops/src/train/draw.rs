@@ -116,6 +116,11 @@ pub trait Questions {
 
     /// Judges an answer; `text` is `None` where it did not end in time.
     fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
+
+    /// What each part of the reward added to the outcome of an answer, for the report.
+    fn parts(&self, _index: usize, _text: Option<&str>, _outcome: &Outcome) -> BTreeMap<&'static str, f64> {
+        BTreeMap::new()
+    }
 }
 
 /// Questions as a source: an attempt is one response.
@@ -153,7 +158,8 @@ impl<Q: Questions> Source for Asked<Q> {
             let mut attempts = Vec::with_capacity(how.group);
             for c in completions.by_ref().take(how.group) {
                 let ended = c.ended();
-                let outcome = self.0.judge(*index, ended.then_some(c.text.as_str()));
+                let answer = ended.then_some(c.text.as_str());
+                let outcome = self.0.judge(*index, answer);
                 if !outcome.reward.is_finite() {
                     let (r, reward) = (attempts.len() + 1, outcome.reward);
                     return Err(OpError::failed(format!(
@@ -162,6 +168,7 @@ impl<Q: Questions> Source for Asked<Q> {
                     )));
                 }
                 attempts.push(Attempt {
+                    parts: self.0.parts(*index, answer, &outcome),
                     outcome,
                     samples: vec![Sample {
                         prompt: prompt.clone(),

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod chat;
 pub mod checkpoint;
+pub mod collect;
 pub mod draw;
 pub mod episodes;
 pub mod grpo;
@@ -10,4 +11,7 @@ pub mod objective;
 pub mod optimizer;
 pub mod schedule;
 pub mod sft;
+pub mod shape;
 pub mod update;
+pub mod validation;
+pub mod watch;
