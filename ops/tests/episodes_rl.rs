@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot make its model should stop")]
 
+mod rooms;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
-use actloom_ops::artifact::{Actor, End, Episode, SCHEMA_VERSION, Task, Turn, write};
-use actloom_ops::env::{Env, EnvError, Observation, Snapshot, Suite};
+use actloom_ops::artifact::{Actor, End, Episode, SCHEMA_VERSION, Turn, write};
+use actloom_ops::env::{Observation, Suite};
 use actloom_ops::model::{self, Model};
 use actloom_ops::op::episodes::{Episodes, Settings};
 use actloom_ops::op::worlds::Tasks;
@@ -27,128 +29,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::Device;
 use serde_json::{Value, json};
 
-// --- a world of two rooms --------------------------------------------------------------------------------------------
-
-/// What a task asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum Rule {
-    /// First `go left`, then `open door`.
-    #[default]
-    Two,
-    /// Whatever is said in the tasks of even number wins, and in the others ends.
-    Parity,
-    /// Each observation is longer than the last.
-    Long,
-}
-
-#[derive(Clone, Default)]
-struct Rooms {
-    rule: Rule,
-    /// How many games at once; 0 for any number.
-    together: usize,
-}
-
-struct Game {
-    rule: Rule,
-    index: usize,
-    task: Task,
-    left: bool,
-    steps: usize,
-}
-
-const LEFT: &str = "You see a door.";
-const FORK: &str = "You stand at a fork.";
-const NOTHING: &str = "Nothing happens.";
-
-fn task(index: usize) -> Task {
-    let text = |s: &str| s.to_owned();
-    let (env, id, split, kind, goal) =
-        (text("rooms"), format!("train/{index}"), text("train"), text("x"), text("leave"));
-    Task { env, id, split, kind, goal, seed: None }
-}
-
-impl Game {
-    fn see(&self, text: &str, valid: bool, reward: f64, won: bool) -> Observation {
-        let score = if won { 1.0 } else { f64::from(u8::from(self.left)) / 2.0 };
-        Observation { text: text.to_owned(), reward, score, done: won, won, valid: Some(valid) }
-    }
-}
-
-impl Env for Game {
-    fn task(&self) -> &Task {
-        &self.task
-    }
-
-    fn reset(&mut self) -> Result<Observation, EnvError> {
-        (self.left, self.steps) = (false, 0);
-        Ok(self.see(FORK, true, 0.0, false))
-    }
-
-    fn step(&mut self, action: &str) -> Result<Observation, EnvError> {
-        self.steps += 1;
-        if self.rule == Rule::Parity {
-            let won = self.index.is_multiple_of(2);
-            return Ok(Observation { done: true, ..self.see(NOTHING, true, 0.0, won) });
-        }
-        if self.rule == Rule::Long {
-            return Ok(self.see(&"You see a door. ".repeat(4 * self.steps), true, 0.0, false));
-        }
-        Ok(match (action, self.left) {
-            ("go left", false) => {
-                self.left = true;
-                self.see(LEFT, true, 0.5, false)
-            }
-            ("open door", true) => self.see("You are out.", true, 0.5, true),
-            ("go left" | "go right" | "wait", _) => self.see(if self.left { LEFT } else { FORK }, true, 0.0, false),
-            _ => self.see(NOTHING, false, 0.0, false),
-        })
-    }
-
-    fn admissible(&mut self) -> Result<Option<Vec<String>>, EnvError> {
-        let actions: &[&str] =
-            if self.left { &["go left", "go right", "open door", "wait"] } else { &["go left", "go right", "wait"] };
-        Ok(Some(actions.iter().map(|s| (*s).to_owned()).collect()))
-    }
-
-    fn expert(&mut self) -> Result<Option<String>, EnvError> {
-        Ok(None)
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        Snapshot::of((self.left, self.steps))
-    }
-
-    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), EnvError> {
-        (self.left, self.steps) = *snapshot.get().unwrap();
-        Ok(())
-    }
-}
-
-impl Suite for Rooms {
-    fn name(&self) -> &'static str {
-        "rooms"
-    }
-
-    fn splits(&self) -> Vec<String> {
-        vec!["train".to_owned(), "id".to_owned()]
-    }
-
-    fn count(&self, _: &str) -> Result<Option<usize>, EnvError> {
-        Ok(Some(8))
-    }
-
-    fn open(&self, _: &str, index: usize, _: u64) -> Result<Box<dyn Env>, EnvError> {
-        Ok(Box::new(Game { rule: self.rule, index, task: task(index), left: false, steps: 0 }))
-    }
-
-    fn reopen(&self, _: &Task) -> Result<Box<dyn Env>, EnvError> {
-        panic!("nobody goes back")
-    }
-
-    fn together(&self) -> usize {
-        if self.together == 0 { usize::MAX } else { self.together }
-    }
-}
+use rooms::{FORK, LEFT, NOTHING, Rooms, Rule, task};
 
 // --- a bench ---------------------------------------------------------------------------------------------------------
 
@@ -682,7 +563,10 @@ fn settings_that_mean_nothing_are_refused_by_their_path() {
     let of = |more: Value| {
         let mut episodes = json!({ "split": "train", "tasks": 4 });
         episodes.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        json!({ "episodes": episodes })
+        match episodes["validation"] {
+            Value::Null => json!({ "episodes": episodes }),
+            _ => json!({ "episodes": episodes, "validate": {} }),
+        }
     };
     let cases = [
         (of(json!({ "decoding": "admissible" })), "episodes.decoding"),
@@ -707,6 +591,7 @@ fn settings_that_mean_nothing_are_refused_by_their_path() {
     assert_eq!(beside("limit", json!(3)), ["limit"]);
     assert_eq!(beside("advantage", json!("rloo")), ["advantage"]);
     assert_eq!(beside("reward", json!({ "correct": 2.0 })), ["reward"]);
+    assert_eq!(beside("validate", json!({})), ["validate"]);
     assert!(beside("group", json!(4)).is_empty());
     let good = of(json!({ "validation": { "split": "train", "tasks": 2, "first": 4 } }));
     assert!(op.check(&op.canonical(&good).unwrap()).is_empty());
