@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its fixtures should stop")]
 
-use actloom_ops::train::objective::dpo::{Judged, Pair, Preference, dpo};
+use actloom_ops::train::objective::dpo::{Judged, Objective, Pair, Preference};
 use actloom_ops::train::objective::gigpo::{Deviation, Settings, advantages};
 use camino::Utf8PathBuf;
 use serde_json::Value;
@@ -43,7 +43,9 @@ fn pairs(json: &Value) -> Vec<Pair> {
 fn preference_losses_and_gradients_are_those_of_the_reference_also_where_they_are_extreme() {
     let json = json("dpo.json");
     let pairs = pairs(&json);
-    let judged = dpo(&pairs, pairs.len(), json["beta"].as_f64().unwrap(), Preference::Sigmoid);
+    let beta = json["beta"].as_f64().unwrap();
+    let objective = Objective { preference: Preference::Sigmoid, beta, smoothing: 0.0 };
+    let judged: Vec<Judged> = pairs.iter().map(|pair| objective.judge(pair, pairs.len())).collect();
     let each = |f: fn(&Judged) -> f64| judged.iter().map(f).collect::<Vec<f64>>();
     close(&each(|j| j.loss), &json["losses"], "losses");
     close(&each(|j| j.logit), &json["logit"], "logit");
@@ -64,12 +66,13 @@ fn preference_gradients_of_every_kind_are_those_of_finite_differences() {
         pairs(&json("dpo.json")).into_iter().filter(|p| (p.chosen - p.rejected).abs() < 100.0).collect();
     assert_eq!(pairs.len(), 6);
     let (beta, h) = (0.3, 1e-5);
-    for kind in [Preference::Sigmoid, Preference::Hinge, Preference::Ipo] {
-        let loss = |pairs: &[Pair]| {
-            let judged = dpo(pairs, pairs.len(), beta, kind);
-            judged.iter().map(|j| j.loss).sum::<f64>() / pairs.len() as f64
-        };
-        for (i, judged) in dpo(&pairs, pairs.len(), beta, kind).iter().enumerate() {
+    let kinds = [Preference::Sigmoid, Preference::Hinge, Preference::Ipo, Preference::Sigmoid];
+    for (kind, smoothing) in kinds.into_iter().zip([0.0, 0.0, 0.0, 0.2]) {
+        let objective = Objective { preference: kind, beta, smoothing };
+        let of = pairs.len();
+        let loss = |pairs: &[Pair]| pairs.iter().map(|pair| objective.judge(pair, of).loss).sum::<f64>() / of as f64;
+        for i in 0..of {
+            let judged = objective.judge(&pairs[i], of);
             let moved = |by: [f64; 2]| {
                 let mut pairs = pairs.clone();
                 pairs[i].chosen += by[0];

@@ -12,7 +12,8 @@ use super::{common, training};
 use crate::artifact::{self, Pair};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
-use crate::text::{Prompt, Text, which};
+use crate::text::prompt::Choosing;
+use crate::text::{Prompt, Text};
 use crate::train::draw::{Asked, Questions, Source};
 use crate::train::grpo;
 
@@ -44,9 +45,10 @@ impl Critics {
 /// What an answer to a pair's question is worth.
 pub fn judge(pair: &Pair, prompt: &Prompt, reward: &Reward, answer: Option<&str>) -> Outcome {
     let said = answer.and_then(|answer| prompt.choice(answer));
-    let choice = said.and_then(|said| which(said, &pair.shown));
+    let choice = said.and_then(|said| prompt.which(said, &pair.shown));
     // another possible action, said in the right form, is not malformed: it is wrong
-    let possible = said.is_some_and(|said| choice.is_some() || pair.actions.iter().any(|a| a == said));
+    let other = |said: &str| prompt.choosing() == Choosing::Text && pair.actions.iter().any(|a| a == said);
+    let possible = said.is_some_and(|said| choice.is_some() || other(said));
     Outcome { position: Some(pair.expert), ..reward.outcome(choice == Some(pair.expert), possible) }
 }
 

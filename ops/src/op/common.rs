@@ -5,7 +5,7 @@ use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{Episode, Pair, Past, Turn};
+use crate::artifact::{Episode, Pair, Past, Reflection, Task, Turn};
 use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy, Sampling};
 use crate::text::prompt::{Said, Scene, Thinking};
@@ -147,42 +147,86 @@ pub fn state(
     }
 }
 
+/// A state as a line of an artifact keeps it.
+pub struct Recalled<'a> {
+    /// What the line is: `pair`, `reflection`.
+    pub line: &'static str,
+    /// Line of the episode in the episodes file, from 0.
+    pub episode: usize,
+    pub turn: usize,
+    pub task: &'a Task,
+    pub past: &'a Past,
+    /// Admissible actions of the state.
+    pub actions: &'a [String],
+}
+
+impl<'a> From<&'a Pair> for Recalled<'a> {
+    fn from(pair: &'a Pair) -> Self {
+        let Pair { episode, turn, task, past, actions, .. } = pair;
+        Recalled { line: "pair", episode: *episode, turn: *turn, task, past, actions }
+    }
+}
+
+impl<'a> From<&'a Reflection> for Recalled<'a> {
+    fn from(reflection: &'a Reflection) -> Self {
+        let Reflection { episode, turn, task, past, actions, .. } = reflection;
+        Recalled { line: "reflection", episode: *episode, turn: *turn, task, past, actions }
+    }
+}
+
+impl Recalled<'_> {
+    /// Puts the state.
+    ///
+    /// # Errors
+    /// A line that does not hold what the prompt tells.
+    pub fn messages(&self, prompt: &Prompt) -> Result<Vec<Message>, OpError> {
+        self.put(prompt, |scene| prompt.messages(scene))
+    }
+
+    fn put(&self, prompt: &Prompt, put: impl FnOnce(&Scene<'_>) -> Vec<Message>) -> Result<Vec<Message>, OpError> {
+        let Past { start, turns, replies, actions } = self.past;
+        let Recalled { line, episode, turn, .. } = self;
+        for (what, n) in [("replies", replies.len()), ("actions", actions.len())] {
+            if n > 0 && n != turns.len() {
+                let want = turns.len();
+                return Err(OpError::failed(format!(
+                    "the {line} at turn {turn} of episode {episode} has {n} `{what}` of its past, expected {want}"
+                )));
+            }
+        }
+        let known = |at: usize| match at {
+            _ if at == turns.len() => self.actions,
+            _ => actions.get(at).map_or(&[][..], Vec::as_slice),
+        };
+        let said: Vec<Said<'_>> = turns
+            .iter()
+            .enumerate()
+            .map(|(at, (action, observation))| Said {
+                reply: replies.get(at).and_then(Option::as_deref).filter(|_| prompt.tells_replies()),
+                action,
+                observation,
+                actions: known(at + 1),
+            })
+            .collect();
+        let scene = Scene { task: self.task, start, first: known(0), turns: &said };
+        match prompt.lacks(&scene) {
+            None => Ok(put(&scene)),
+            Some(what) => Err(OpError::with_help(
+                format!("the {line} at turn {turn} of episode {episode} does not hold {what} of its past"),
+                format!(
+                    "write `past = \"whole\"` in the step that made the {line}s, or `actions = \"none\"` in `prompt`"
+                ),
+            )),
+        }
+    }
+}
+
 /// Puts the question of a pair.
 ///
 /// # Errors
 /// A pair that does not hold what the prompt tells.
 pub fn question(prompt: &Prompt, pair: &Pair) -> Result<Vec<Message>, OpError> {
-    let Past { start, turns, replies, actions } = &pair.past;
-    for (what, n) in [("replies", replies.len()), ("actions", actions.len())] {
-        if n > 0 && n != turns.len() {
-            let (e, t, want) = (pair.episode, pair.turn, turns.len());
-            return Err(OpError::failed(format!(
-                "the pair at turn {t} of episode {e} has {n} `{what}` of its past, expected {want}"
-            )));
-        }
-    }
-    let known = |at: usize| match at {
-        _ if at == turns.len() => &pair.actions[..],
-        _ => actions.get(at).map_or(&[][..], Vec::as_slice),
-    };
-    let said: Vec<Said<'_>> = turns
-        .iter()
-        .enumerate()
-        .map(|(at, (action, observation))| Said {
-            reply: replies.get(at).and_then(Option::as_deref).filter(|_| prompt.tells_replies()),
-            action,
-            observation,
-            actions: known(at + 1),
-        })
-        .collect();
-    let scene = Scene { task: &pair.task, start, first: known(0), turns: &said };
-    match prompt.lacks(&scene) {
-        None => Ok(prompt.question(&scene, &pair.shown)),
-        Some(what) => Err(OpError::with_help(
-            format!("the pair at turn {} of episode {} does not hold {what} of its past", pair.turn, pair.episode),
-            "write `past = \"whole\"` in the step that made the pairs, or `actions = \"none\"` in `prompt`",
-        )),
-    }
+    Recalled::from(pair).put(prompt, |scene| prompt.question(scene, &pair.shown))
 }
 
 /// The ids of a state, open for an answer.

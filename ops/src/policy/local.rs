@@ -220,6 +220,17 @@ impl<W: Weights> Policy for Local<W> {
         Ok(())
     }
 
+    fn begins(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, session: Session, text: &str) -> Result<(), OpError> {
+        let talk = self.talk(session);
+        let ids = talk.dialogue.begin(text)?;
+        talk.feed.extend(ids);
+        Ok(())
+    }
+
     fn tokens(&self, session: Session) -> Option<usize> {
         self.talks.get(session.0)?.as_ref().map(|talk| talk.dialogue.ids().len())
     }

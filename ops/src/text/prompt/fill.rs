@@ -48,7 +48,7 @@ fn pieces(line: &str) -> Result<Vec<Piece<'_>>, String> {
 ///
 /// # Errors
 /// What of the text cannot be read.
-pub(super) fn names(text: &str) -> Result<Vec<&str>, String> {
+pub(crate) fn names(text: &str) -> Result<Vec<&str>, String> {
     let mut names = Vec::new();
     for line in text.split('\n') {
         names.extend(pieces(line)?.into_iter().filter_map(|piece| match piece {
@@ -60,7 +60,7 @@ pub(super) fn names(text: &str) -> Result<Vec<&str>, String> {
 }
 
 /// The text with its placeholders filled in.
-pub(super) fn fill<'v>(text: &str, value: impl Fn(&str) -> Option<Cow<'v, str>>) -> String {
+pub(crate) fn fill<'v>(text: &str, value: impl Fn(&str) -> Option<Cow<'v, str>>) -> String {
     let mut lines: Vec<String> = Vec::new();
     // the blank lines after a line that was left out
     let mut dropping = false;

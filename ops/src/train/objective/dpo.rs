@@ -2,7 +2,8 @@
 //!
 //! For a pair, h = (logp - ref) of the chosen answer - (logp - ref) of the rejected one, log-probabilities summed over the
 //! answer's tokens. A batch's loss is the mean over its pairs. d loss / d logp of every token of an answer is that of the
-//! answer's sum.
+//! answer's sum. With smoothing e a label is wrong with probability e: the sigmoid loss becomes
+//! -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), cDPO (Mitchell, 2023).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,14 +46,27 @@ pub struct Judged {
     pub reward_rejected: f64,
 }
 
-/// Losses and gradients of a batch of pairs; `of` is the number of pairs in the whole batch, which may come in parts.
-pub fn dpo(pairs: &[Pair], of: usize, beta: f64, preference: Preference) -> Vec<Judged> {
-    let judge = |p: &Pair| {
+/// The objective.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    pub preference: Preference,
+    pub beta: f64,
+    /// How probable it is that a label is wrong; for the sigmoid loss alone.
+    pub smoothing: f64,
+}
+
+impl Objective {
+    /// Loss and gradient of one pair; `of` is the number of pairs in the whole batch, which may come in parts.
+    pub fn judge(&self, p: &Pair, of: usize) -> Judged {
+        let Objective { preference, beta, smoothing } = *self;
         let (chosen, rejected) = (p.chosen - p.reference_chosen, p.rejected - p.reference_rejected);
         let h = chosen - rejected;
         let logit = beta * h;
         let (loss, slope) = match preference {
-            Preference::Sigmoid => (softplus(-logit), -beta * sigmoid(-logit)),
+            Preference::Sigmoid => (
+                (1.0 - smoothing) * softplus(-logit) + smoothing * softplus(logit),
+                beta * (smoothing * sigmoid(logit) - (1.0 - smoothing) * sigmoid(-logit)),
+            ),
             Preference::Hinge if logit < 1.0 => (1.0 - logit, -beta),
             Preference::Hinge => (0.0, 0.0),
             Preference::Ipo => {
@@ -62,6 +76,5 @@ pub fn dpo(pairs: &[Pair], of: usize, beta: f64, preference: Preference) -> Vec<
         };
         let gradient = slope / of as f64;
         Judged { loss, gradient, logit, reward_chosen: beta * chosen, reward_rejected: beta * rejected }
-    };
-    pairs.iter().map(judge).collect()
+    }
 }
