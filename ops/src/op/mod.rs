@@ -9,6 +9,7 @@ pub mod critic;
 pub mod demos;
 pub mod dpo;
 pub mod endpoint;
+pub mod episodes;
 pub mod eval;
 pub mod exam;
 pub mod forms;

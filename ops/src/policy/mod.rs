@@ -17,7 +17,7 @@ mod quantized;
 
 pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
 pub use gguf::Gguf;
-pub use own::Own;
+pub use own::{Own, lend};
 pub use quantized::Quantized;
 
 pub use crate::infer::Sampling;
@@ -168,6 +168,11 @@ pub trait Policy {
 
     /// Length of the conversation in tokens, where that is known.
     fn tokens(&self, session: Session) -> Option<usize>;
+
+    /// The conversation as token ids, where they are known: what the next answer is drawn after.
+    fn ids(&self, _session: Session) -> Option<&[u32]> {
+        None
+    }
 
     /// Longest conversation in tokens, where that is known.
     fn positions(&self) -> Option<usize>;

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod collect;
 pub mod dpo;
 pub mod draw;
+pub mod episodes;
 pub mod forest;
 pub mod grpo;
 pub mod objective;
