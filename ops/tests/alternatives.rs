@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use actloom_ops::artifact::{self, Episode, Samples};
 use actloom_ops::env::WorldSettings;
 use actloom_ops::op::alternatives::canonical;
-use trial::Bench;
 use serde_json::{Value, json};
+use trial::Bench;
 
 fn world() -> Value {
     json!({ "env": "household", "size": "tiny" })

@@ -18,9 +18,9 @@ use actloom_ops::policy::{self, Ask, Policy, Sampling};
 use actloom_ops::reward::Reward;
 use actloom_ops::rng::Rng;
 use actloom_ops::text::{Dialogue, Prompt, Text};
-use trial::{Bench, Metrics};
 use candle_core::Device;
 use serde_json::{Value, json};
+use trial::{Bench, Metrics};
 
 fn prompt(value: Value) -> Prompt {
     let prompt: Prompt = serde_json::from_value(value).unwrap();
@@ -212,7 +212,7 @@ fn what_is_begun_and_finished_reads_as_the_choice_that_it_is() {
                     let (reader, said) = (form.at_once(), form.finished(&rest).into_owned());
                     let chosen = reader.choice(&said).and_then(|said| reader.which(said, &shown));
                     assert_eq!(chosen, Some(index), "{form:?} {begun:?} {rest:?}");
-                
+
                     if !reasoning.is_empty() {
                         // together they are the answer with that reasoning
                         let whole = format!("{begun}{rest}");

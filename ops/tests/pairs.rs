@@ -7,8 +7,8 @@ mod trial;
 use std::collections::{BTreeMap, BTreeSet};
 
 use actloom_ops::artifact::{self, Episode, Pair, Samples};
-use trial::{Bench, Metrics};
 use serde_json::{Value, json};
+use trial::{Bench, Metrics};
 
 const INPUTS: [(&str, &str); 2] = [("states", "demos/episodes"), ("alternatives", "samples/samples")];
 

@@ -16,7 +16,7 @@ use crate::artifact::{self, Actor, End, Episode, Pair, SCHEMA_VERSION};
 use crate::env::{WorldSettings, household};
 use crate::rng::Rng;
 use crate::text::prompt::Thinking;
-use crate::text::{Dialogue, Message, Prompt, THINK_CLOSE, THINK_OPEN, Text, critic_question};
+use crate::text::{Dialogue, Message, Prompt, Text, critic_question};
 use crate::train::batch::Example;
 use crate::train::sft;
 
@@ -411,7 +411,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::text::train_tokenizer;
+    use crate::text::{THINK_CLOSE, THINK_OPEN, train_tokenizer};
 
     fn with_text(test: impl FnOnce(&Text, &Player)) {
         let folder = tempfile::tempdir().unwrap();
