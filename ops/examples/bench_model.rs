@@ -1,11 +1,12 @@
 //! Runs one job on a random model and prints its cost as one JSON object: what `benches/side_by_side.sh` compares.
 //!
-//! `bench_model JOB [--model A|B] [--batch N] [--length N] [--vocab N] [--row-tokens N] [--runs N] [--warm N]`
-//! where JOB is `sft`, `score`, `grpo`, `gen` or `decode1`; rows hold 2048 tokens unless said. One warm-up run comes
-//! first and is left out. Wall and processor seconds are of single runs; peak memory is that of the process, so a job
-//! per process.
+//! `bench_model JOB [--model A|B] [--batch N] [--length N] [--turns N] [--vocab N] [--row-tokens N] [--runs N] [--warm N]`
+//! where JOB is `sft`, `score`, `grpo`, `gen` or `decode1`, or one of `tree`, `grouped` and `alone`: an update on an episode
+//! of questions, packed in three ways. Rows hold 2048 tokens unless said. One warm-up run comes first and is left out.
+//! Wall and processor seconds are of single runs; peak memory is that of the process, so a job per process.
 //!
-//! Invariant: the jobs are those of `benches/torch_side.py`: same shapes, same tokens counted, same optimizer.
+//! Invariants: the first five jobs are those of `benches/torch_side.py`: same shapes, same tokens counted, same optimizer;
+//! the last three have the same sequences, targets and gradients.
 
 use std::io::Write;
 use std::time::Instant;
@@ -14,7 +15,8 @@ use actloom_engine::op::OpError;
 use actloom_ops::infer::{Request, Sampling, Tokens, complete};
 use actloom_ops::model::{Config, Model};
 use actloom_ops::rng::Rng;
-use actloom_ops::train::batch::{Example, Row, pack};
+use actloom_ops::train::batch::{Example, Row};
+use actloom_ops::train::forest::Forest;
 use actloom_ops::train::objective::Objective;
 use actloom_ops::train::optimizer::{AdamW, Optimizer};
 use actloom_ops::train::update::{self, Group, Sample, Settings};
@@ -28,12 +30,15 @@ unsafe extern "C" {
     fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
 }
 
+const JOBS: &str = "`sft`, `score`, `grpo`, `gen`, `decode1`, `tree`, `grouped` and `alone`";
+
 /// What the command line asks for.
 struct Args {
     job: String,
     model: String,
     batch: Option<usize>,
     length: Option<usize>,
+    turns: usize,
     vocab: Option<usize>,
     row_tokens: usize,
     runs: usize,
@@ -44,10 +49,11 @@ impl Args {
     fn read() -> Result<Args, OpError> {
         let mut words = std::env::args().skip(1).filter(|w| w != "--bench");
         let Some(job) = words.next() else {
-            return Err(OpError::failed("no job, expected `sft`, `score`, `grpo`, `gen` or `decode1`"));
+            return Err(OpError::failed(format!("no job, expected one of {JOBS}")));
         };
         let model = "A".to_owned();
-        let mut args = Args { job, model, batch: None, length: None, vocab: None, row_tokens: 2048, runs: 5, warm: 1 };
+        let (batch, length, vocab) = (None, None, None);
+        let mut args = Args { job, model, batch, length, turns: 10, vocab, row_tokens: 2048, runs: 5, warm: 1 };
         while let Some(flag) = words.next() {
             let Some(value) = words.next() else { return Err(OpError::failed(format!("`{flag}` has no value"))) };
             let number = || value.parse::<usize>().map_err(|_| OpError::failed(format!("`{value}` is not a number")));
@@ -55,6 +61,7 @@ impl Args {
                 "--model" => args.model = value,
                 "--batch" => args.batch = Some(number()?),
                 "--length" => args.length = Some(number()?),
+                "--turns" => args.turns = number()?,
                 "--vocab" => args.vocab = Some(number()?),
                 "--row-tokens" => args.row_tokens = number()?,
                 "--runs" => args.runs = number()?,
@@ -106,8 +113,18 @@ fn random_ids(n: usize, vocab: usize, stream: u64) -> Vec<u32> {
     (0..n).map(|_| rng.next_u32() % vocab as u32).collect()
 }
 
-/// A job: one run of it, and the tokens that a run counts.
-type Job = (usize, Box<dyn FnMut() -> Result<(), OpError>>);
+/// One run of a job, the tokens that it counts, and those that it computes where these are others.
+struct Job {
+    tokens: usize,
+    computed: Option<usize>,
+    run: Box<dyn FnMut() -> Result<(), OpError>>,
+}
+
+impl Job {
+    fn new(tokens: usize, run: impl FnMut() -> Result<(), OpError> + 'static) -> Job {
+        Job { tokens, computed: None, run: Box::new(run) }
+    }
+}
 
 fn failed(e: candle_core::Error) -> OpError {
     OpError::failed(e.to_string())
@@ -124,6 +141,14 @@ fn examples(batch: usize, length: usize, vocab: usize) -> Vec<Example> {
         .collect()
 }
 
+fn pack(examples: &[Example], row_tokens: usize) -> Vec<Row> {
+    let mut forest = Forest::new(row_tokens);
+    for (member, e) in examples.iter().enumerate() {
+        forest.add(member, &e.ids, |token| e.learn[token]);
+    }
+    forest.rows()
+}
+
 fn sft(args: &Args) -> Result<Job, OpError> {
     let (batch, length) = (args.batch.unwrap_or(8), args.length.unwrap_or(512));
     let mut model = Model::random(args.config()?, 1)?;
@@ -131,14 +156,13 @@ fn sft(args: &Args) -> Result<Job, OpError> {
     let examples = examples(batch, length, model.config.vocab_size);
     let row_tokens = args.row_tokens;
     let run = move || {
-        let examples: Vec<&Example> = examples.iter().collect();
-        let coefficient = -1.0 / examples.iter().map(|e| e.targets()).sum::<usize>() as f32;
+        let coefficient = -1.0 / examples.iter().map(Example::targets).sum::<usize>() as f32;
         for row in pack(&examples, row_tokens) {
             model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| coefficient).map_err(failed)?;
         }
         optimizer.step(&mut model, 1e-4).map(|_| ())
     };
-    Ok((batch * length, Box::new(run)))
+    Ok(Job::new(batch * length, run))
 }
 
 fn score(args: &Args) -> Result<Job, OpError> {
@@ -147,12 +171,12 @@ fn score(args: &Args) -> Result<Job, OpError> {
     let examples = examples(batch, length, model.config.vocab_size);
     let row_tokens = args.row_tokens;
     let run = move || {
-        for row in pack(&examples.iter().collect::<Vec<_>>(), row_tokens) {
+        for row in pack(&examples, row_tokens) {
             model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
         }
         Ok(())
     };
-    Ok((batch * length, Box::new(run)))
+    Ok(Job::new(batch * length, run))
 }
 
 /// One update of a group of responses to one prompt. Tokens are counted as if each response carried its prompt.
@@ -188,7 +212,61 @@ fn policy(args: &Args) -> Result<Job, OpError> {
         update::accumulate(&mut model, None, &groups, &settings)?;
         optimizer.step(&mut model, 1e-4).map(|_| ())
     };
-    Ok((group * (prompt + response), Box::new(run)))
+    Ok(Job::new(group * (prompt + response), run))
+}
+
+/// One update on an episode of `turns` turns of `length` tokens. At each state a question of as many tokens was asked, and
+/// `batch` responses of 12 tokens to it are learned. Packed as a tree, group by group (each prompt with its responses), or
+/// each sequence alone. Tokens are counted as if each response carried its prompt.
+fn episode(args: &Args) -> Result<Job, OpError> {
+    let (group, length, response) = (args.batch.unwrap_or(8), args.length.unwrap_or(40), 12);
+    let mut model = Model::random(args.config()?, 1)?;
+    let mut optimizer = Optimizer::new(AdamW::default());
+    let vocab = model.config.vocab_size;
+    let history = random_ids(args.turns * length, vocab, 0);
+    let mut forest = Forest::new(args.row_tokens);
+    let mut by_hand: Vec<Row> = Vec::new();
+    let mut tokens = 0;
+    let room = |rows: &mut Vec<Row>, size: usize| {
+        if rows.last().is_none_or(|row| row.ids.len() + size > args.row_tokens) {
+            rows.push(Row::default());
+        }
+    };
+    for turn in 1..=args.turns {
+        let question = random_ids(length, vocab, turn as u64);
+        let prompt = [&history[..turn * length], &question].concat();
+        let responses = (0..group).map(|g| random_ids(response, vocab, (turn * 1000 + g) as u64));
+        let responses: Vec<Vec<u32>> = responses.collect();
+        let mut root = None;
+        if args.job == "grouped" {
+            room(&mut by_hand, prompt.len() + group * response);
+            root = by_hand.last_mut().map(|row| row.add(0, None, &prompt, |_| false));
+        }
+        for ids in responses {
+            let whole = [prompt.as_slice(), &ids].concat();
+            tokens += whole.len();
+            match args.job.as_str() {
+                "tree" => forest.add(0, &whole, |token| token >= prompt.len()),
+                "grouped" => by_hand.iter_mut().last().into_iter().for_each(|row| _ = row.add(0, root, &ids, |_| true)),
+                _ => {
+                    room(&mut by_hand, whole.len());
+                    let learn = |token: usize| token >= prompt.len();
+                    by_hand.iter_mut().last().into_iter().for_each(|row| _ = row.add(0, None, &whole, learn));
+                }
+            }
+        }
+    }
+    let rows = if args.job == "tree" { forest.rows() } else { by_hand };
+    let computed = rows.iter().map(|row| row.ids.len()).sum();
+    let coefficient = -1.0 / (args.turns * group * response) as f32;
+    let run = move || {
+        for row in &rows {
+            let share = |target: usize| coefficient * row.owners[target].len() as f32;
+            model.train(&row.ids, &row.packing, &row.targets, 1.0, |target, _| share(target)).map_err(failed)?;
+        }
+        optimizer.step(&mut model, 1e-4).map(|_| ())
+    };
+    Ok(Job { computed: Some(computed), ..Job::new(tokens, run) })
 }
 
 /// Nothing ends an answer, and no text is wanted.
@@ -217,7 +295,7 @@ fn generate(args: &Args) -> Result<Job, OpError> {
         let tokens: usize = done.iter().map(|c| c.ids.len()).sum();
         if tokens == batch * 128 { Ok(()) } else { Err(OpError::failed(format!("{tokens} tokens were sampled"))) }
     };
-    Ok((batch * 128, Box::new(run)))
+    Ok(Job::new(batch * 128, run))
 }
 
 fn summary(name: &str, values: &mut [f64], out: &mut Map<String, Value>) {
@@ -232,12 +310,13 @@ fn main() -> Result<(), OpError> {
     // SAFETY: a plain setter of the allocator that is linked in.
     unsafe { mi_option_set(PURGE_DELAY, -1) };
     let args = Args::read()?;
-    let (tokens, mut run) = match args.job.as_str() {
+    let Job { tokens, computed, mut run } = match args.job.as_str() {
         "sft" => sft(&args)?,
         "score" => score(&args)?,
         "grpo" => policy(&args)?,
         "gen" | "decode1" => generate(&args)?,
-        other => return Err(OpError::failed(format!("the job `{other}` is not known"))),
+        "tree" | "grouped" | "alone" => episode(&args)?,
+        other => return Err(OpError::failed(format!("the job `{other}` is not known, expected one of {JOBS}"))),
     };
     for _ in 0..args.warm {
         run()?;
@@ -255,6 +334,9 @@ fn main() -> Result<(), OpError> {
     out.insert("job".into(), json!(args.job));
     out.insert("model".into(), json!(args.model));
     out.insert("tokens".into(), json!(tokens));
+    if let Some(computed) = computed {
+        out.insert("computed".into(), json!(computed));
+    }
     out.insert("runs".into(), json!(walls.len()));
     out.insert("threads".into(), json!(rayon::current_num_threads()));
     out.insert("tokens_per_processor_second".into(), json!((tokens * walls.len()) as f64 / total));

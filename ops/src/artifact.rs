@@ -192,6 +192,16 @@ pub struct Pair {
     pub held_out: bool,
 }
 
+impl Pair {
+    /// The same pair in the other order.
+    pub fn swapped(&self) -> Pair {
+        let mut other = self.clone();
+        other.shown.swap(0, 1);
+        other.expert = 1 - other.expert;
+        other
+    }
+}
+
 /// One line of a reflections file: why the expert's action is taken at a state, in the words of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -59,6 +59,8 @@ impl Counted<'_> {
             ("invalid", conduct.invalid as f64, steps),
             ("repeated", conduct.repeated as f64, steps),
             ("malformed", conduct.malformed as f64, steps),
+            ("repeats_failed", conduct.repeats_failed as f64, steps),
+            ("recovered", conduct.recovered as f64, conduct.refused_before as f64),
         ];
         let fixed = fixed.into_iter().map(|(name, above, below)| (name.to_owned(), above, below));
         let causes = Cause::ALL.into_iter().map(|c| (format!("failure_{}", c.name()), share(*cause == Some(c)), 1.0));

@@ -157,8 +157,9 @@ impl Scores {
     ///
     /// Metrics: `success`, `score`, `return` (sum of rewards), `steps` (means over episodes), `steps_won` (over won
     /// ones), `limit` (share that ran into the step limit), `context`, `loops` (share that looped), `loops_refused`
-    /// (upon a refusal), `invalid`, `repeated` and `malformed` (shares of all actions), `failure_*` (shares of all
-    /// episodes, by cause), `success_at_*` where every task was played several times.
+    /// (upon a refusal), `invalid`, `repeated`, `malformed` and `repeats_failed` (shares of all actions), `recovered` (share
+    /// of refused actions behind which another one was possible), `failure_*` (shares of all episodes, by cause),
+    /// `success_at_*` where every task was played several times.
     pub fn of_episodes(episodes: &[Episode], counting: &Counting) -> Scores {
         let counted: Vec<Counted<'_>> = episodes.iter().map(|e| Counted::of(e, counting.loop_at)).collect();
         let all: Vec<&Counted<'_>> = counted.iter().collect();

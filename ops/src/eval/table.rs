@@ -125,6 +125,8 @@ pub struct Table {
 /// Whether a metric is a share of something, so that percent means something.
 pub fn is_share(metric: &str) -> bool {
     let name = metric.strip_prefix("critic_").unwrap_or(metric);
+    // a critic's variants
+    let name = ["removed_", "injected_"].iter().find_map(|start| name.strip_prefix(start)).unwrap_or(name);
     let known = [
         "success",
         "score",
@@ -135,6 +137,10 @@ pub fn is_share(metric: &str) -> bool {
         "invalid",
         "repeated",
         "malformed",
+        "repeats_failed",
+        "recovered",
+        "reasoned",
+        "found",
         "consistent",
         "agreement",
     ];

@@ -114,6 +114,12 @@ pub struct Conduct {
     pub unusable: usize,
     /// Actions that were taken before upon the same observation.
     pub repeated: usize,
+    /// Actions that had failed before in the same state: they had been refused, or had earned nothing and shown again what was shown already.
+    /// A failed action leaves the state as it is; a state is known by what the last other action showed.
+    pub repeats_failed: usize,
+    /// Refused actions that were not the last of the episode, and those of them behind which another action was possible.
+    pub refused_before: usize,
+    pub recovered: usize,
     /// One action was taken `loop_at` times upon one observation.
     pub looped: bool,
     /// Such an action was refused.
@@ -132,6 +138,9 @@ impl Conduct {
         let mut shown: HashSet<&str> = HashSet::from([episode.start.as_str()]);
         let late = episode.turns.len() - episode.turns.len().div_ceil(3);
         let mut before = episode.start.as_str();
+        // what the last action showed that did not fail, and what failed upon it
+        let mut state = before;
+        let mut failed: HashSet<(&str, &str)> = HashSet::new();
         for (at, turn) in episode.turns.iter().enumerate() {
             let (refused, empty) = (turn.admissible == Some(false), turn.action.trim().is_empty());
             conduct.invalid += usize::from(refused);
@@ -143,6 +152,18 @@ impl Conduct {
                 conduct.repeated += usize::from(*times > 1);
                 conduct.looped |= *times >= loop_at;
                 conduct.looped_refused |= *times >= loop_at && refused;
+                let deed = (state, turn.action.as_str());
+                conduct.repeats_failed += usize::from(failed.contains(&deed));
+                if refused || (turn.observation == state && turn.reward <= 0.0) {
+                    failed.insert(deed);
+                } else {
+                    state = &turn.observation;
+                }
+                if refused && let Some(next) = episode.turns.get(at + 1) {
+                    conduct.refused_before += 1;
+                    let other = next.admissible == Some(true) && next.action != turn.action;
+                    conduct.recovered += usize::from(other);
+                }
             }
             let new = shown.insert(&turn.observation);
             conduct.late_news |= new && at >= late;
@@ -197,6 +218,32 @@ mod tests {
         let rounds = failed(&[("go a", true, "a"), ("go b", true, "b")].repeat(4));
         assert_eq!(cause(&rounds), Some("loop"), "going round in a circle is a loop too");
         assert!(!Conduct::of(&rounds, 3).looped_refused);
+    }
+
+    #[test]
+    fn an_action_that_failed_in_a_state_and_is_taken_in_it_again_is_a_repeated_failure() {
+        let of = |turns: &[(&str, bool, &str)]| Conduct::of(&failed(turns), 3);
+        let no = "Nothing happens.";
+        let stubborn = of(&[
+            ("go to shelf 1", true, "a shelf"),
+            ("put mug 1 in/on shelf 1", false, no),
+            ("put mug 1 in/on shelf 1", false, no),
+            ("look", true, "a shelf"),
+            ("put mug 1 in/on shelf 1", false, no),
+            ("look", true, "a shelf"),
+            ("go to desk 1", true, "a desk"),
+            ("put mug 1 in/on shelf 1", false, no),
+            ("go to shelf 1", true, "a shelf"),
+            ("put mug 1 in/on shelf 1", false, no),
+        ]);
+        // the second and third put, the second look, and the put after the way back; not the one at the desk
+        assert_eq!(stubborn.repeats_failed, 4);
+        assert_eq!((stubborn.refused_before, stubborn.recovered), (4, 3), "the last one was behind nothing");
+        let other =
+            of(&[("put a", false, no), ("put b", false, no), ("open c", true, "c"), ("", false, no), ("", false, no)]);
+        assert_eq!((other.repeats_failed, other.refused_before, other.recovered), (0, 2, 1));
+        let moved = of(&[("go a", true, "a"), ("go b", true, "b")].repeat(3));
+        assert_eq!((moved.repeats_failed, moved.refused_before), (0, 0), "a circle fails nowhere");
     }
 
     #[test]
@@ -264,6 +311,8 @@ mod tests {
             let conduct = Conduct::of(&played, loop_at);
             prop_assert_eq!(Cause::of(&played, &conduct).is_none(), success);
             prop_assert!(conduct.invalid.max(conduct.malformed) <= conduct.unusable);
+            prop_assert!(conduct.recovered <= conduct.refused_before && conduct.refused_before <= conduct.invalid);
+            prop_assert!(conduct.repeats_failed + conduct.malformed <= played.turns.len());
             prop_assert!(conduct.unusable <= played.turns.len() && conduct.looped >= conduct.looped_refused);
         }
     }

@@ -1,6 +1,15 @@
-//! `critic`: how often a model says of two actions which is better, each pair asked in both orders.
+//! `critic`: how often a model says of two actions which is better, each pair asked in both orders; by its own reasoning,
+//! without one, or after a wrong one.
+//!
+//! 1. The pairs, each in both orders.
+//! 2. What is put at the beginning of each answer: nothing, an empty reasoning, or a wrong one.
+//! 3. The questions, and the numbers of the answers.
+//!
+//! Invariants: a question's answer depends on its own random stream alone; the numbers of a variant wear its name, so that
+//! no two variants can be taken for each other; a question that no wrong reasoning could be found for is not asked, and
+//! counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
@@ -10,10 +19,11 @@ use super::act::judge;
 use super::common::{self, Filters};
 use crate::artifact::{self, Pair};
 use crate::eval::scores::Scores;
-use crate::policy::{Ask, Policy, open_with};
+use crate::policy::{self, Ask, Policy, check_room, open_with};
 use crate::reward::{Outcome, Reward};
 use crate::rng::Rng;
 use crate::text::Prompt;
+use crate::text::prompt::{Choosing, Reason, fill, placeholders, says_something};
 
 /// Which pairs are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +35,56 @@ pub enum Which {
     All,
 }
 
+/// What stands before the choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reasoning {
+    /// What the model says itself.
+    #[default]
+    Own,
+    /// Nothing: the answer is begun with an empty reasoning, in the marks of the prompt, and only the choice may follow.
+    Removed,
+    /// A wrong reasoning: the answer is begun with it, and only the choice may follow.
+    Injected,
+}
+
+impl Reasoning {
+    /// What the names of its numbers begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Reasoning::Own => "",
+            Reasoning::Removed => "removed_",
+            Reasoning::Injected => "injected_",
+        }
+    }
+}
+
+/// A wrong reasoning that is made of the model's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Made {
+    /// The model's own for this question, with the two actions exchanged where it led to the right one; where it led to
+    /// the wrong one it is wrong as it is.
+    Swapped,
+    /// The model's own for the next pair that it reasoned about at another state.
+    Other,
+}
+
+/// Where a wrong reasoning comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Rationale {
+    Made(Made),
+    /// A text of your own with `{wrong}`, and `{right}` if you like.
+    Text(String),
+}
+
+impl Default for Rationale {
+    fn default() -> Self {
+        Rationale::Text("{right} does not help now. {wrong} brings the goal closer. So {wrong} is better.".to_owned())
+    }
+}
+
 /// Parameters of `critic`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +94,17 @@ pub struct Params {
     /// Only the first so many pairs; 0 takes all.
     #[serde(default)]
     pub limit: usize,
+    /// What stands before the choice. `removed` and `injected` need a policy whose answers can be begun: a model of ours, a
+    /// GGUF file, or an endpoint with `api = "completions"`.
+    #[serde(default)]
+    pub reasoning: Reasoning,
+    /// With `reasoning = "injected"`: the wrong reasoning. A text in which `{right}` and `{wrong}` stand for the two
+    /// actions; or `"swapped"` or `"other"`, which ask the model for its own reasoning first.
+    #[serde(default)]
+    pub rationale: Rationale,
+    /// With `removed` and `injected`: hold what follows to one of the two choices, so that none is malformed.
+    #[serde(default)]
+    pub held: bool,
     /// 0 takes the likeliest token.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 10.0))]
@@ -59,7 +130,7 @@ pub struct Critic;
 impl Op for Critic {
     type Params = Params;
     const NAME: &'static str = "critic";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -74,94 +145,376 @@ impl Op for Critic {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        p.prompt.check()
+        let mut problems = p.prompt.check();
+        if p.held && p.reasoning == Reasoning::Own {
+            let what = "an answer that holds a reasoning cannot be held to the two choices";
+            problems.push(Problem::new(&["held"], what).help("write `reasoning = \"removed\"` or `\"injected\"`"));
+        }
+        if p.reasoning == Reasoning::Injected && p.prompt.reason == Some(Reason::None) {
+            let what = "`reason = \"none\"` of the prompt leaves no place for a reasoning";
+            problems.push(Problem::new(&["prompt", "reason"], what).help("leave `reason` out"));
+        }
+        if let Rationale::Text(text) = &p.rationale {
+            problems.extend(check_text(text));
+        }
+        problems
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
+        // 1. each pair in both orders
         let mut policy = common::open_policy_for(ctx, ctx.input("model"), &p.prompt)?;
-        let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
-        if p.which == Which::HeldOut {
-            pairs.retain(|pair| pair.held_out);
+        let pairs = both_orders(read(p, ctx)?);
+        // 2. what each answer begins with
+        let begins = p.reasoning != Reasoning::Own && !p.prompt.begun("").is_empty();
+        if (begins || p.reasoning == Reasoning::Injected) && !policy.begins() {
+            return Err(policy::cannot_begin(&policy.identity()));
         }
-        if p.limit > 0 {
-            pairs.truncate(p.limit);
-        }
-        if pairs.is_empty() {
-            return Err(OpError::with_help(
-                "there is no pair to ask",
-                "raise `held_out` of `pairs`, or take `which = \"all\"`",
-            ));
-        }
-        let both: Vec<Pair> = pairs
-            .into_iter()
-            .flat_map(|pair| {
-                let mut other = pair.clone();
-                other.shown.swap(0, 1);
-                other.expert = 1 - other.expert;
-                [pair, other]
-            })
-            .collect();
-        let seed = ctx.seed("samples");
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(both.len());
-        for (chunk, pairs) in both.chunks(CHUNK).enumerate() {
-            let first = chunk * CHUNK;
-            outcomes.extend(common::kept(ctx, &format!("questions-{first}"), || {
-                ask(ctx, &mut *policy, p, pairs, first, seed)
-            })?);
-            ctx.progress(outcomes.len() as u64, both.len() as u64, "questions", "");
-        }
-        common::note_policy(ctx, &*policy);
-        let share = |f: &dyn Fn(usize) -> bool, of: &dyn Fn(usize) -> bool| {
-            let n = (0..outcomes.len()).filter(|i| of(*i)).count();
-            (0..outcomes.len()).filter(|i| of(*i) && f(*i)).count() as f64 / n.max(1) as f64
+        let own = Reading { begins: None, prompt: p.prompt.clone(), held: false };
+        let reasoned = p.reasoning == Reasoning::Injected && matches!(p.rationale, Rationale::Made(_));
+        let all = (pairs.len() * if reasoned { 2 } else { 1 }) as u64;
+        let mut progress = Progress { done: 0, all };
+        let first =
+            if reasoned { ask_all(ctx, &mut *policy, p, &pairs, &own, "own", &mut progress)? } else { Vec::new() };
+        let reading = match p.reasoning {
+            Reasoning::Own => own,
+            Reasoning::Removed => behind(p, vec![Some(String::new()); pairs.len()]),
+            Reasoning::Injected => behind(p, rationales(p, &pairs, &first)?),
         };
-        let right = |i: usize| outcomes[i].correct;
-        let at = |position: usize| move |o: &Outcome| o.position == Some(position);
-        let (first, second) = (at(0), at(1));
-        let metrics: BTreeMap<String, Option<f64>> = [
-            ("accuracy", share(&right, &|_| true)),
-            ("accuracy_first", share(&right, &|i| first(&outcomes[i]))),
-            ("accuracy_second", share(&right, &|i| second(&outcomes[i]))),
-            ("consistent", share(&|i| outcomes[i].correct && outcomes[i ^ 1].correct, &|i| i % 2 == 0)),
-            ("malformed", share(&|i| outcomes[i].malformed, &|_| true)),
-            ("questions", outcomes.len() as f64),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), Some(value)))
-        .collect();
+        // 3. the answers
+        let told = ask_all(ctx, &mut *policy, p, &pairs, &reading, "questions", &mut progress)?;
+        common::note_policy(ctx, &*policy);
+        let metrics = numbers(p.reasoning, &told, &reading);
         for (name, value) in &metrics {
-            ctx.metric(0, name, value.unwrap_or_default());
+            if let Some(value) = value {
+                ctx.metric(0, name, *value);
+            }
         }
         Scores::of_metrics(metrics).write(ctx.output("scores"))
     }
 }
 
+/// What of the text of a rationale cannot be.
+fn check_text(text: &str) -> Vec<Problem> {
+    let problem = |what: String| Problem::new(&["rationale"], what);
+    let names = match placeholders(text) {
+        Ok(names) => names,
+        Err(what) => return vec![problem(what).help("write `{{` for a brace")],
+    };
+    let mut problems: Vec<Problem> = names
+        .iter()
+        .filter(|name| !["right", "wrong"].contains(name))
+        .map(|name| {
+            problem(format!("this text has no placeholder `{{{name}}}`")).help("it has `{right}` and `{wrong}`")
+        })
+        .collect();
+    if !names.contains(&"wrong") {
+        let what = format!("`{text}` does not argue for the wrong action: `{{wrong}}` is missing from it");
+        problems.push(problem(what).help("expected `\"swapped\"`, `\"other\"`, or a text with `{wrong}`"));
+    }
+    problems
+}
+
+/// The pairs that are asked. Of copies in both orders the first is taken.
+fn read(p: &Params, ctx: &OpContext<'_>) -> Result<Vec<Pair>, OpError> {
+    let mut pairs: Vec<Pair> = artifact::read(ctx.input("pairs"))?;
+    if p.which == Which::HeldOut {
+        pairs.retain(|pair| pair.held_out);
+    }
+    let mut seen = BTreeSet::new();
+    pairs.retain(|pair| {
+        let mut shown = pair.shown.clone();
+        shown.sort();
+        seen.insert((pair.episode, pair.turn, shown))
+    });
+    if p.limit > 0 {
+        pairs.truncate(p.limit);
+    }
+    if pairs.is_empty() {
+        return Err(OpError::with_help(
+            "there is no pair to ask",
+            "raise `held_out` of `pairs`, or take `which = \"all\"`",
+        ));
+    }
+    Ok(pairs)
+}
+
+/// Each pair as it is, and behind it the other way round.
+fn both_orders(pairs: Vec<Pair>) -> Vec<Pair> {
+    let both = pairs.into_iter().flat_map(|pair| {
+        let other = pair.swapped();
+        [pair, other]
+    });
+    both.collect()
+}
+
+/// How answers are begun and read.
+struct Reading {
+    /// The reasoning that the answer to each question begins with; `None` leaves the question out. `None` as a whole
+    /// begins nothing.
+    begins: Option<Vec<Option<String>>>,
+    prompt: Prompt,
+    held: bool,
+}
+
+fn behind(p: &Params, begins: Vec<Option<String>>) -> Reading {
+    Reading { begins: Some(begins), prompt: p.prompt.at_once(), held: p.held }
+}
+
+/// What was answered to a question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Told {
+    outcome: Outcome,
+    /// The reasoning, if it says something.
+    reasoning: Option<String>,
+}
+
 /// Questions between two checkpoints.
 const CHUNK: usize = 96;
 
-/// Asks some of the questions; `first` is the number of the first of them, each has its own random stream.
+struct Progress {
+    done: u64,
+    all: u64,
+}
+
+/// Asks all questions; `None` for those that are left out. `name` tells the passes apart.
+fn ask_all(
+    ctx: &OpContext<'_>,
+    policy: &mut dyn Policy,
+    p: &Params,
+    pairs: &[Pair],
+    reading: &Reading,
+    name: &str,
+    progress: &mut Progress,
+) -> Result<Vec<Option<Told>>, OpError> {
+    let seed = ctx.seed("samples");
+    let mut told = Vec::with_capacity(pairs.len());
+    for first in (0..pairs.len()).step_by(CHUNK) {
+        let questions: Vec<usize> = (first..pairs.len().min(first + CHUNK)).collect();
+        told.extend(common::kept(ctx, &format!("{name}-{first}"), || {
+            let asked = |i: &usize| reading.begins.as_ref().is_none_or(|begins| begins[*i].is_some());
+            let put: Vec<usize> = questions.iter().copied().filter(asked).collect();
+            let mut answers = ask(ctx, policy, p, pairs, &put, reading, seed)?.into_iter();
+            Ok(questions.iter().map(|i| asked(i).then(|| answers.next()).flatten()).collect::<Vec<_>>())
+        })?);
+        progress.done += questions.len() as u64;
+        ctx.progress(progress.done, progress.all, "questions", "");
+    }
+    Ok(told)
+}
+
+/// Asks some of the questions, by their numbers: each has its own random stream.
 fn ask(
     ctx: &OpContext<'_>,
     policy: &mut dyn Policy,
     p: &Params,
     pairs: &[Pair],
-    first: usize,
+    questions: &[usize],
+    reading: &Reading,
     seed: u64,
-) -> Result<Vec<Outcome>, OpError> {
+) -> Result<Vec<Told>, OpError> {
     let sampling = p.filters.sampling(p.temperature, p.max_tokens);
-    let mut outcomes = Vec::with_capacity(pairs.len());
-    for pairs in pairs.chunks(policy.width()) {
-        let mut asks = Vec::with_capacity(pairs.len());
-        for (i, pair) in pairs.iter().enumerate() {
-            let session = open_with(policy, &common::question(&p.prompt, pair)?, p.max_tokens)?;
-            let rng = Rng::at(seed, &[(first + outcomes.len() + i) as u64]);
-            asks.push(Ask { session, allowed: &[], sampling: &sampling, rng, keep: false });
+    let mut told = Vec::with_capacity(questions.len());
+    for some in questions.chunks(policy.width()) {
+        let mut sessions = Vec::with_capacity(some.len());
+        let mut allowed: Vec<Vec<String>> = vec![Vec::new(); some.len()];
+        for (&i, allowed) in some.iter().zip(&mut allowed) {
+            let session = open_with(policy, &common::question(&p.prompt, &pairs[i])?, p.max_tokens)?;
+            if let Some(reasoning) = reading.begins.as_ref().and_then(|begins| begins[i].as_deref()) {
+                let begun = p.prompt.begun(reasoning);
+                if !begun.is_empty() {
+                    policy.begin(session, &begun)?;
+                    check_room(policy, session, p.max_tokens)?;
+                }
+                if reading.held {
+                    *allowed = [0, 1].map(|index| p.prompt.finish(&pairs[i].shown, index)).to_vec();
+                }
+            }
+            sessions.push(session);
         }
+        let asks: Vec<Ask<'_>> = some
+            .iter()
+            .zip(sessions.iter().zip(&allowed))
+            .map(|(&i, (&session, allowed))| {
+                let rng = Rng::at(seed, &[i as u64]);
+                Ask { session, allowed, sampling: &sampling, rng, keep: false }
+            })
+            .collect();
         let answers = policy.answer(&asks, &|| ctx.stopping())?;
-        for ((pair, answer), ask) in pairs.iter().zip(answers).zip(asks) {
-            policy.close(ask.session);
-            outcomes.push(judge(pair, &p.prompt, &Reward::default(), answer.ended()));
+        for ((&i, answer), &session) in some.iter().zip(&answers).zip(&sessions) {
+            policy.close(session);
+            let said = answer.ended().map(|text| match reading.begins {
+                None => text.into(),
+                Some(_) => p.prompt.finished(text),
+            });
+            let read = said.as_deref().and_then(|said| reading.prompt.read_choice(said));
+            let reasoning = read.and_then(|reply| reply.reasoning).map(str::trim).filter(|r| says_something(r));
+            let outcome = judge(&pairs[i], &reading.prompt, &Reward::default(), said.as_deref());
+            told.push(Told { outcome, reasoning: reasoning.map(str::to_owned) });
         }
     }
-    Ok(outcomes)
+    Ok(told)
+}
+
+/// A wrong reasoning for each question; `None` where there is none.
+fn rationales(p: &Params, pairs: &[Pair], own: &[Option<Told>]) -> Result<Vec<Option<String>>, OpError> {
+    let made = match &p.rationale {
+        Rationale::Text(text) => return Ok(pairs.iter().map(|pair| Some(stated(text, pair))).collect()),
+        Rationale::Made(made) => *made,
+    };
+    let numbers = p.prompt.choosing() == Choosing::Index;
+    let said = |i: usize| own[i].as_ref().and_then(|told| told.reasoning.as_deref());
+    let place = |i: usize| (pairs[i].episode, pairs[i].turn);
+    let found: Vec<Option<String>> = (0..pairs.len())
+        .map(|i| match made {
+            Made::Swapped => {
+                let (told, reasoning) = (own[i].as_ref()?, said(i)?);
+                match told.outcome {
+                    Outcome { correct: true, .. } => {
+                        Some(exchanged(reasoning, &pairs[i].shown, numbers)).filter(|text| text != reasoning)
+                    }
+                    Outcome { malformed: true, .. } => None,
+                    _ => Some(reasoning.to_owned()),
+                }
+            }
+            Made::Other => {
+                // a question and its other order stand side by side
+                let mut others = (1..pairs.len() / 2).map(|step| (i + 2 * step) % pairs.len());
+                others.find(|j| place(*j) != place(i) && said(*j).is_some()).and_then(said).map(str::to_owned)
+            }
+        })
+        .collect();
+    if found.iter().all(Option::is_none) {
+        return Err(OpError::with_help(
+            format!("none of {} answers holds a reasoning that could be made a wrong one", own.len()),
+            "give the wrong reasoning as a text: `rationale = \"{wrong} is better than {right}.\"`",
+        ));
+    }
+    Ok(found)
+}
+
+/// The text of a rationale for a pair.
+fn stated(text: &str, pair: &Pair) -> String {
+    fill(text, |name| match name {
+        "right" => Some(pair.shown[pair.expert].as_str().into()),
+        "wrong" => Some(pair.shown[1 - pair.expert].as_str().into()),
+        _ => None,
+    })
+}
+
+/// Words behind which a number names an action.
+const NAMING: [&str; 6] = ["action", "option", "number", "choice", "answer", "candidate"];
+
+/// A text with the two actions exchanged, wherever one of them stands as a whole, in any case of its letters; with
+/// `numbers` also `action 1` and `action 2`.
+fn exchanged(text: &str, shown: &[String; 2], numbers: bool) -> String {
+    let whole = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
+    let begins = |rest: &str, what: &str| {
+        let head = rest.get(..what.len());
+        head.is_some_and(|head| !what.is_empty() && head.eq_ignore_ascii_case(what))
+            && whole(rest.get(what.len()..).and_then(|behind| behind.chars().next()))
+    };
+    // of two that both stand here the longer one is meant
+    let longer = usize::from(shown[1].len() > shown[0].len());
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(c) = rest.chars().next() {
+        let before = &text[..text.len() - rest.len()];
+        let free = whole(before.chars().next_back());
+        if free && let Some(found) = [longer, 1 - longer].into_iter().find(|i| begins(rest, &shown[*i])) {
+            out.push_str(&shown[1 - found]);
+            rest = &rest[shown[found].len()..];
+            continue;
+        }
+        let word = before.trim_end().rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let named = numbers && free && NAMING.iter().any(|name| word.eq_ignore_ascii_case(name));
+        out.push(match c {
+            '1' if named && begins(rest, "1") => '2',
+            '2' if named && begins(rest, "2") => '1',
+            c => c,
+        });
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// Shares of the questions that were asked.
+fn numbers(variant: Reasoning, told: &[Option<Told>], reading: &Reading) -> BTreeMap<String, Option<f64>> {
+    let asked = |i: usize| told[i].is_some();
+    let outcome = |i: usize| told[i].as_ref().map(|t| t.outcome);
+    let share = |of: &dyn Fn(usize) -> bool, is: &dyn Fn(usize) -> bool| {
+        let n = (0..told.len()).filter(|i| of(*i)).count();
+        Some((0..told.len()).filter(|i| of(*i) && is(*i)).count() as f64 / n.max(1) as f64)
+    };
+    let right = |i: usize| outcome(i).is_some_and(|o| o.correct);
+    let at = |position: usize| move |i: usize| outcome(i).is_some_and(|o| o.position == Some(position));
+    let both = |i: usize| i.is_multiple_of(2) && asked(i) && asked(i ^ 1);
+    let mut named = vec![
+        ("accuracy", share(&asked, &right)),
+        ("accuracy_first", share(&at(0), &right)),
+        ("accuracy_second", share(&at(1), &right)),
+        ("consistent", share(&both, &|i| right(i) && right(i ^ 1))),
+        ("malformed", share(&asked, &|i| outcome(i).is_some_and(|o| o.malformed))),
+        ("questions", Some((0..told.len()).filter(|i| asked(*i)).count() as f64)),
+    ];
+    let words = |text: &str| text.split_whitespace().count();
+    let mean = |lengths: Vec<usize>| {
+        (!lengths.is_empty()).then(|| lengths.iter().sum::<usize>() as f64 / lengths.len() as f64)
+    };
+    let own = |i: usize| told[i].as_ref().and_then(|t| t.reasoning.as_deref());
+    match (variant, &reading.begins) {
+        (Reasoning::Own, _) => {
+            named.push(("reasoned", share(&asked, &|i| own(i).is_some())));
+            named.push(("reasoning_words", mean((0..told.len()).filter_map(own).map(words).collect())));
+        }
+        (Reasoning::Injected, Some(begins)) => {
+            named.push(("found", share(&|_| true, &asked)));
+            named.push(("reasoning_words", mean(begins.iter().flatten().map(|text| words(text)).collect())));
+        }
+        _ => {}
+    }
+    named.into_iter().map(|(name, value)| (format!("{}{name}", variant.prefix()), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_actions_are_exchanged_as_wholes_and_nothing_else_is() {
+        let shown = ["go to desk 1".to_owned(), "go to desk 10".to_owned()];
+        let swap = |text: &str| exchanged(text, &shown, false);
+        for (text, want) in [
+            ("go to desk 1 is near, go to desk 10 is not.", "go to desk 10 is near, go to desk 1 is not."),
+            ("Go to desk 1!", "go to desk 10!"),
+            ("cargo to desk 1, go to desk 12", "cargo to desk 1, go to desk 12"),
+            ("action 1 is better", "action 1 is better"),
+            ("é go to desk 1é", "é go to desk 1é"),
+            ("", ""),
+        ] {
+            assert_eq!(swap(text), want, "{text}");
+            assert_eq!(swap(&swap(text)).to_lowercase(), text.to_lowercase(), "twice is not at all");
+        }
+        let numbered = |text: &str| exchanged(text, &shown, true);
+        assert_eq!(numbered("Action 1 beats option 2: go to desk 10"), "Action 2 beats option 1: go to desk 1");
+        assert_eq!(numbered("shelf 1, action 12, 1"), "shelf 1, action 12, 1");
+    }
+
+    #[test]
+    fn a_rationale_that_does_not_argue_for_the_wrong_action_is_refused() {
+        let said = |text: &str| check_text(text).into_iter().map(|p| p.message).collect::<Vec<_>>();
+        assert_eq!(said("{wrong}!"), Vec::<String>::new());
+        assert_eq!(said("{right} and {wrong}"), Vec::<String>::new());
+        for bad in ["swaped", "{right}", "", "{wrong", "{wrong} {left}"] {
+            assert_eq!(said(bad).len(), 1, "{bad}");
+        }
+        let Rationale::Text(text) = Rationale::default() else { panic!("the default is a text") };
+        assert!(check_text(&text).is_empty());
+    }
+
+    #[test]
+    fn words_for_a_rationale_are_read_as_what_they_name() {
+        let read = |text: &str| serde_json::from_value::<Rationale>(text.into()).unwrap();
+        assert_eq!(read("swapped"), Rationale::Made(Made::Swapped));
+        assert_eq!(read("other"), Rationale::Made(Made::Other));
+        assert_eq!(read("{wrong}"), Rationale::Text("{wrong}".to_owned()));
+    }
 }

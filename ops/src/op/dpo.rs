@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::act::judge;
 use super::common::{self, Recalled, kept};
 use super::forms::{Fit, OnLong, Order, at_line, check_amount};
-use super::sft::choice;
 use super::training::{self, Defaults, Training};
 use crate::artifact::{self, Pair};
 use crate::model::Model;
@@ -112,7 +111,7 @@ fn preferred(pair: &Pair, p: &Params, text: &Text) -> Result<Preferred, OpError>
             (Recalled::from(pair).messages(prompt)?, [reply(pair.expert), reply(1 - pair.expert)])
         }
         On::Choices => {
-            let says = [pair.expert, 1 - pair.expert].map(|which| choice(prompt, pair, which));
+            let says = [pair.expert, 1 - pair.expert].map(|which| prompt.choose(None, &pair.shown, which));
             (common::question(prompt, pair)?, says)
         }
     };

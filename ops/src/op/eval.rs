@@ -39,7 +39,7 @@ fn resamples() -> usize {
 impl Op for Eval {
     type Params = EvalParams;
     const NAME: &'static str = "eval";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str =
         "Counts success, steps, invalid actions and causes of failure of played episodes, with intervals";
 

@@ -7,9 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::training::{Defaults, Training};
 use crate::reward::Reward;
 use crate::text::Prompt;
+use crate::train::collect::{Compare, Order};
 use crate::train::grpo::Settings;
 use crate::train::objective::advantage::Advantage;
 use crate::train::objective::{Aggregation, Bound, Correction, KlEstimator, Level, Objective, Surrogate};
+use crate::train::shape::{KlIn, Overlong, Shape};
+use crate::train::validation::Validate;
 
 /// Published objectives by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +30,8 @@ pub enum Loss {
     Gspo,
     /// The ratio is a capped constant weight. MiniMax, 2025.
     Cispo,
+    /// A response is compared with the mean of the others; nothing is divided by a deviation. Ahmadian et al., 2024.
+    Rloo,
 }
 
 /// What an objective by name is made of, and the clip range it comes with.
@@ -62,6 +67,7 @@ impl Loss {
                 ..plain
             },
             Some(Loss::Cispo) => Made { surrogate: Surrogate::Weight, clip_high: 4.0, ..plain },
+            Some(Loss::Rloo) => Made { advantage: Advantage::Rloo, ..plain },
         }
     }
 }
@@ -123,6 +129,14 @@ pub struct Params {
     /// Only so many prompts, taken in order; 0 takes all.
     #[serde(default)]
     pub limit: usize,
+    /// In which order an epoch takes its prompts.
+    #[serde(default)]
+    pub order: Order,
+    /// Rounds of sampling, at most, that replace groups whose rewards are all equal by groups at the prompts that come next
+    /// (DAPO's dynamic sampling); what is still missing then stays missing. 0 keeps such groups.
+    #[serde(default)]
+    #[schemars(range(max = 1000))]
+    pub refill: u64,
     #[serde(flatten)]
     pub training: Training<Sampled>,
     /// Temperature of sampling; the trainer divides its logits by the same.
@@ -136,9 +150,12 @@ pub struct Params {
     /// How states are put, and how replies are read.
     #[serde(default)]
     pub prompt: Prompt,
-    /// What a response is worth; exactly one part applies.
+    /// What a response is worth.
     #[serde(default)]
     pub reward: Reward,
+    /// Punishes responses that come close to `max_tokens` (DAPO's soft overlong punishment).
+    #[serde(default)]
+    pub overlong: Option<Overlong>,
     /// A published objective by name: what it is made of is fixed, its clip range is a default.
     #[serde(default)]
     pub loss: Option<Loss>,
@@ -166,10 +183,13 @@ pub struct Params {
     /// How rewards become advantages: `group` if no `loss` says otherwise.
     #[serde(default)]
     pub advantage: Option<Advantage>,
-    /// Weight of the divergence from the starting model, in the loss.
+    /// Weight of the divergence from the starting model.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub kl: f64,
+    /// Where it counts.
+    #[serde(default)]
+    pub kl_in: KlIn,
     /// How that divergence is estimated from a token.
     #[serde(default)]
     pub kl_estimator: KlEstimator,
@@ -183,6 +203,9 @@ pub struct Params {
     #[serde(default)]
     #[schemars(range(min = 0.0001, max = 1000.0))]
     pub correction_cap: Option<f64>,
+    /// Asks the model now and then what it is not trained on, keeps the best, and may end early.
+    #[serde(default)]
+    pub validate: Option<Validate>,
 }
 
 /// Defaults of training on what the model itself says.
@@ -227,7 +250,7 @@ impl Params {
             clip_high: self.clip_high.unwrap_or(made.clip_high),
             delta: self.delta,
             correction,
-            kl: self.kl,
+            kl: if self.kl_in == KlIn::Loss { self.kl } else { 0.0 },
             kl_estimator: self.kl_estimator,
             kl_times_ratio: self.kl_times_ratio,
             aggregation: self.aggregation.unwrap_or(made.aggregation),
@@ -270,6 +293,21 @@ impl Params {
                 format!("`delta` is {delta}, expected more than 1 + `clip_high` = {}", 1.0 + objective.clip_high);
             problems.push(Problem::new(&["delta"], message));
         }
+        if self.kl_in == KlIn::Reward {
+            if self.kl == 0.0 {
+                let message = "`kl_in` is `reward`, but `kl` is 0, expected its weight";
+                problems.push(Problem::new(&["kl_in"], message));
+            }
+            if self.kl_times_ratio {
+                let message = "`kl_times_ratio` is for a divergence in the loss, and `kl_in` is `reward`";
+                problems.push(Problem::new(&["kl_times_ratio"], message));
+            }
+        }
+        if let Some(overlong) = self.overlong.filter(|overlong| overlong.buffer > self.max_tokens) {
+            let (buffer, longest) = (overlong.buffer, self.max_tokens);
+            let message = format!("`buffer` is {buffer}, expected at most `max_tokens` = {longest}");
+            problems.push(Problem::new(&["overlong", "buffer"], message));
+        }
         if self.correction_cap.is_some() && self.correction.is_none() {
             let message = "there is no weight to cap, expected a `correction` beside `correction_cap`";
             problems.push(Problem::new(&["correction_cap"], message));
@@ -284,6 +322,8 @@ impl Params {
             group: self.group,
             epochs: self.epochs,
             batch: self.batch,
+            order: self.order,
+            refill: self.refill,
             updates: self.updates,
             lr: self.training.learning_rate,
             schedule: self.training.schedule,
@@ -293,7 +333,10 @@ impl Params {
             temperature: self.temperature as f32,
             max_tokens: self.max_tokens,
             objective,
-            advantage,
+            compare: Compare { advantage, gigpo: None },
+            shape: Shape { length: self.reward.length, overlong: self.overlong },
+            kl_in_reward: if self.kl_in == KlIn::Reward { self.kl } else { 0.0 },
+            validate: self.validate,
             row_tokens: self.training.row_tokens,
             seed,
         }
@@ -332,6 +375,16 @@ mod tests {
         assert_eq!(grpo, Objective { aggregation: Aggregation::Sequence, ..Objective::default() });
         let (cispo, _) = params(json!({ "loss": "cispo" })).objective();
         assert_eq!((cispo.surrogate, cispo.clip_high), (Surrogate::Weight, 4.0));
+        let rloo = params(json!({ "loss": "rloo" })).objective();
+        assert_eq!(rloo, (Objective::default(), Advantage::Rloo));
+    }
+
+    #[test]
+    fn a_divergence_counts_in_the_loss_or_in_the_reward_and_never_in_both() {
+        for (place, want) in [("loss", (0.1, 0.0)), ("reward", (0.0, 0.1))] {
+            let settings = params(json!({ "kl": 0.1, "kl_in": place })).settings(1);
+            assert_eq!((settings.objective.kl, settings.kl_in_reward), want);
+        }
     }
 
     #[test]
@@ -345,12 +398,17 @@ mod tests {
             (json!({ "surrogate": "weight", "delta": 9.0 }), "delta"),
             (json!({ "clip_high": 0.5, "delta": 1.5 }), "delta"),
             (json!({ "correction_cap": 2.0 }), "correction_cap"),
+            (json!({ "kl_in": "reward" }), "kl_in"),
+            (json!({ "kl_in": "reward", "kl": 0.1, "kl_times_ratio": true }), "kl_times_ratio"),
+            (json!({ "loss": "rloo", "advantage": "group" }), "advantage"),
         ];
         for (value, path) in cases {
             let problems = params(value.clone()).check();
             let paths: Vec<&[String]> = problems.iter().map(|p| p.path.as_slice()).collect();
             assert_eq!(paths, [[path.to_owned()]], "{value}: {problems:?}");
         }
+        let long = params(json!({ "max_tokens": 8, "overlong": { "buffer": 9 } })).check();
+        assert_eq!(long.iter().map(|p| p.path.join(".")).collect::<Vec<_>>(), ["overlong.buffer"]);
         let both = params(json!({ "loss": "dr_grpo", "advantage": "rloo", "aggregation": "token" })).check();
         assert_eq!(both.len(), 2, "all of them are said: {both:?}");
         assert_eq!(both[0].message, "`aggregation` is `token`, but the loss `dr_grpo` has `constant`");

@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::common;
 use super::training::{self, Defaults, Training};
-use crate::artifact::Past;
+use crate::artifact::{self, Actor, End, Episode, Pair, SCHEMA_VERSION};
 use crate::env::{WorldSettings, household};
 use crate::rng::Rng;
-use crate::text::{Dialogue, THINK_CLOSE, THINK_OPEN, Text, critic_question};
+use crate::text::prompt::Thinking;
+use crate::text::{Dialogue, Message, Prompt, THINK_CLOSE, THINK_OPEN, Text, critic_question};
 use crate::train::batch::Example;
 use crate::train::sft;
 
@@ -38,16 +39,56 @@ pub struct Params {
     #[serde(default = "steps")]
     #[schemars(range(min = 1, max = 1000))]
     pub steps: usize,
+    /// How states are put and actions are said.
+    #[serde(default)]
+    pub prompt: Prompt,
+    /// Share of episodes in which a deduction stands before each action, in the form of `reasoned`.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub thoughts: f64,
+    /// How states are put in those episodes: as `prompt` if left out. Its `thinking` may not be `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoned: Option<Prompt>,
     /// Share of episodes that end in a choice question.
     #[serde(default = "choices")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub choices: f64,
-    /// Share of choices whose answer begins with a deduction.
+    /// Share of choices whose answer begins with a deduction, where there are no `questions`.
     #[serde(default = "deductions")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub deductions: f64,
+    /// Forms of the choice question, one of which is drawn for each. Left out: in the words of `prompt`, with a short
+    /// deduction in a share `deductions` of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub questions: Vec<Form>,
     #[serde(flatten)]
     pub training: Training<Anew>,
+}
+
+/// A form of the choice question.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Form {
+    /// How state and question are put.
+    pub prompt: Prompt,
+    /// What stands before the choice.
+    pub deduction: Deduction,
+    /// How often it is drawn, beside the others' shares.
+    #[serde(default = "whole")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub share: f64,
+}
+
+/// What is deduced from what was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Deduction {
+    /// Nothing.
+    None,
+    /// What matters now: `mug 1 is at countertop 1.`
+    Short,
+    /// First all that is known: what is held, what is where, what is closed.
+    Long,
 }
 
 /// Defaults of training a model from its random beginnings.
@@ -74,18 +115,14 @@ fn choices() -> f64 {
 fn deductions() -> f64 {
     0.8
 }
-
-/// An episode of play: what was seen and done, with the deduction before each action.
-struct Play {
-    start: String,
-    turns: Vec<Turn>,
+fn whole() -> f64 {
+    1.0
 }
 
-struct Turn {
-    deduction: String,
-    action: String,
-    observation: String,
-    admissible: Vec<String>,
+/// An episode of play, with the deductions before each action, short and long.
+struct Play {
+    episode: Episode,
+    deductions: Vec<[String; 2]>,
 }
 
 /// The houses of play: same kind of world, other rooms.
@@ -131,15 +168,29 @@ impl Player {
             let Some((goal, length)) = reached else { continue };
             let mut world = task.with_goal(goal).play();
             let start = world.reset().text;
+            let mut deductions = Vec::with_capacity(length);
             let turns = actions[..length]
                 .iter()
                 .map(|action| {
-                    let (deduction, admissible) = (thought(&world.deduction()), world.admissible());
+                    let (short, actions) = (thought(&world.deduction()), world.admissible());
+                    deductions.push([short.clone(), [world.facts(), vec![short]].concat().join(" ")]);
                     let observation = world.step(action).text;
-                    Turn { deduction, action: action.clone(), observation, admissible }
+                    let (action, admissible) = (action.clone(), Some(true));
+                    artifact::Turn { action, admissible, observation, actions, reply: None, reward: 0.0 }
                 })
                 .collect();
-            return Play { start, turns };
+            let episode = Episode {
+                v: SCHEMA_VERSION,
+                task: world.task().clone(),
+                actor: Actor::Random,
+                decoding: None,
+                start,
+                turns,
+                success: true,
+                score: 1.0,
+                end: End::Done,
+            };
+            return Play { episode, deductions };
         }
         panic!("BUG: fifty wanders in a row reached no goal")
     }
@@ -161,58 +212,133 @@ pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Vec<S
     let player = Player::new(world, steps(), seed);
     let mut texts = Vec::new();
     for index in 0..count as u64 {
-        let play = player.play(index);
-        texts.push(play.start);
-        for t in play.turns {
-            let shown = [t.action.clone(), t.admissible.first().cloned().unwrap_or_default()];
+        let Play { episode, deductions } = player.play(index);
+        texts.push(episode.start);
+        for (t, [short, _]) in episode.turns.into_iter().zip(deductions) {
+            let shown = [t.action.clone(), t.actions.first().cloned().unwrap_or_default()];
             texts.push(critic_question(&t.observation, &shown));
-            texts.extend([t.deduction, t.action]);
+            texts.extend([short, t.action]);
         }
     }
     texts
 }
 
-/// One episode as a training sequence.
-fn example(text: &Text, play: &Play, p: &Params, rng: &mut Rng) -> Result<Example, OpError> {
+/// One episode as training sequences: one, or one for each state where every state is a message of its own. What a
+/// sequence has in common with the one before it is learned there.
+fn examples(text: &Text, play: Play, p: &Params, rng: &mut Rng) -> Result<Vec<Example>, OpError> {
     let percent = |share: f64| (share * 100.0).round() as u64;
+    let Play { mut episode, deductions } = play;
     let ask = rng.percent(percent(p.choices));
     // half of the questions are about the last steps, which led to the goal: there the answer can be told
-    let early = if rng.percent(50) { 0 } else { play.turns.len().saturating_sub(3) };
-    let cut = if ask { rng.between(early, play.turns.len() - 1) } else { play.turns.len() };
-    let mut turns: Vec<(String, String)> =
-        play.turns[..cut].iter().map(|t| (t.action.clone(), t.observation.clone())).collect();
-    let others: Vec<&String> = match play.turns.get(cut) {
-        Some(turn) => turn.admissible.iter().filter(|a| **a != turn.action && !idle(a)).collect(),
+    let early = if rng.percent(50) { 0 } else { episode.turns.len().saturating_sub(3) };
+    let cut = if ask { rng.between(early, episode.turns.len() - 1) } else { episode.turns.len() };
+    // 1. the choice: what came next, and something else that was possible
+    let others: Vec<&String> = match episode.turns.get(cut) {
+        Some(turn) => turn.actions.iter().filter(|a| **a != turn.action && !idle(a)).collect(),
         None => Vec::new(),
     };
-    let mut start = play.start.clone();
-    let question = play.turns.get(cut).filter(|_| !others.is_empty());
-    if let Some(turn) = question {
+    let mut asked: Option<Pair> = None;
+    if let Some(turn) = episode.turns.get(cut).filter(|_| !others.is_empty()) {
         let other = others[rng.below(others.len())].clone();
         let mut shown = [turn.action.clone(), other];
-        if rng.percent(50) {
+        let expert = usize::from(rng.percent(50));
+        if expert == 1 {
             shown.swap(0, 1);
         }
-        let seen = turns.last_mut().map_or(&mut start, |t| &mut t.1);
-        *seen = critic_question(seen, &shown);
+        let past = common::past(&episode, cut, true);
+        let (task, actions) = (episode.task.clone(), turn.actions.clone());
+        asked = Some(Pair {
+            v: SCHEMA_VERSION,
+            task,
+            episode: 0,
+            turn: cut,
+            past,
+            shown,
+            expert,
+            actions,
+            held_out: false,
+        });
     }
-    let mut dialogue = Dialogue::at(text, &Past::of_texts(start, turns), true)?;
-    if let Some(turn) = question {
-        let reasoning = if rng.percent(percent(p.deductions)) {
-            format!("{THINK_OPEN}{}{THINK_CLOSE}", turn.deduction)
-        } else {
-            String::new()
+    let form = asked.is_some().then(|| drawn_form(p, rng));
+    // 2. play, in some episodes with a deduction before each action
+    let thinks = p.thoughts > 0.0 && rng.percent(percent(p.thoughts));
+    let prompt = match &form {
+        _ if thinks => p.reasoned.as_ref().unwrap_or(&p.prompt),
+        Some((prompt, _)) => prompt,
+        None => &p.prompt,
+    };
+    if thinks {
+        for (turn, [short, _]) in episode.turns.iter_mut().zip(&deductions) {
+            turn.reply = Some(prompt.reply(Some(short), &turn.action));
+        }
+    }
+    let mut out: Vec<Example> = Vec::new();
+    let mut add = |messages: &[Message]| -> Result<(), OpError> {
+        let mut example = Dialogue::told(text, messages, |_| true)?.example;
+        // experience is text: every token of it is predicted, once
+        let known = out.last().map_or(0, |last| last.ids.iter().zip(&example.ids).take_while(|(a, b)| a == b).count());
+        example.learn = (0..example.ids.len()).map(|i| i >= known).collect();
+        out.push(example);
+        Ok(())
+    };
+    let state = |turn: usize| -> Result<Vec<Message>, OpError> { common::state(prompt, (0, &episode), turn, thinks) };
+    let answered = |turn: usize| -> Result<Vec<Message>, OpError> {
+        let mut messages = state(turn)?;
+        let action = &episode.turns[turn].action;
+        let reply = episode.turns[turn].reply.clone().unwrap_or_else(|| prompt.reply(None, action));
+        messages.push(Message::assistant(reply));
+        Ok(messages)
+    };
+    if !prompt.grows() {
+        for turn in 0..cut {
+            add(&answered(turn)?)?;
+        }
+    } else if asked.is_none() && cut == episode.turns.len() {
+        let mut messages = answered(cut - 1)?;
+        let last = &episode.turns[cut - 1];
+        messages.push(Message::user(prompt.turn(&last.observation, &[])));
+        add(&messages)?;
+    } else if asked.is_none() {
+        add(&state(cut)?)?;
+    }
+    if let (Some(mut pair), Some((form, length))) = (asked, form) {
+        if thinks {
+            pair.past.replies = episode.turns[..cut].iter().map(|turn| turn.reply.clone()).collect();
+        }
+        let mut messages = common::question(form, &pair)?;
+        let deduction = match length {
+            Deduction::None => None,
+            Deduction::Short => Some(deductions[cut][0].as_str()),
+            Deduction::Long => Some(deductions[cut][1].as_str()),
         };
-        dialogue.assistant(&format!("{reasoning}{}", turn.action), true)?;
+        messages.push(Message::assistant(form.choose(deduction, &pair.shown, pair.expert)));
+        add(&messages)?;
     }
-    let mut example = dialogue.example;
-    example.learn.fill(true); // experience is text: every token of it is predicted
-    Ok(example)
+    Ok(out)
+}
+
+/// How a choice is asked, and what stands before the answer.
+fn drawn_form<'p>(p: &'p Params, rng: &mut Rng) -> (&'p Prompt, Deduction) {
+    let shares: Vec<u64> = p.questions.iter().map(|form| (form.share * 1000.0).round() as u64).collect();
+    match rng.weighted(shares.into_iter()) {
+        Some(form) => (&p.questions[form].prompt, p.questions[form].deduction),
+        None if rng.percent((p.deductions * 100.0).round() as u64) => (&p.prompt, Deduction::Short),
+        None => (&p.prompt, Deduction::None),
+    }
 }
 
 /// Actions that only look.
 fn idle(action: &str) -> bool {
     matches!(action, "help" | "look" | "inventory") || action.starts_with("examine ")
+}
+
+/// What is wrong with a prompt that a recipe writes at another place than `prompt`.
+fn checked(prompt: &Prompt, at: &[&str]) -> Vec<Problem> {
+    let place = |problem: Problem| {
+        let below = problem.path.into_iter().skip(1);
+        Problem { path: at.iter().map(|s| (*s).to_owned()).chain(below).collect(), ..problem }
+    };
+    prompt.check().into_iter().map(place).collect()
 }
 
 /// The op.
@@ -221,7 +347,7 @@ pub struct Pretrain;
 impl Op for Pretrain {
     type Params = Params;
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "trains a model on unlabelled experience: random play, deductions, choices";
 
     fn ports(&self, p: &Params) -> Ports {
@@ -229,7 +355,23 @@ impl Op for Pretrain {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        if matches!(p.world, WorldSettings::Household(_)) { Vec::new() } else { vec![no_play(&p.world)] }
+        let mut problems = p.prompt.check();
+        if !matches!(p.world, WorldSettings::Household(_)) {
+            problems.push(no_play(&p.world));
+        }
+        for (place, form) in p.questions.iter().enumerate() {
+            problems.extend(checked(&form.prompt, &["questions", &place.to_string(), "prompt"]));
+        }
+        if let Some(reasoned) = &p.reasoned {
+            problems.extend(checked(reasoned, &["reasoned"]));
+        }
+        let thinks = p.reasoned.as_ref().unwrap_or(&p.prompt);
+        if p.thoughts > 0.0 && thinks.thinking() == Thinking::None {
+            let message = "there is no place for a deduction before an action";
+            let path = if p.reasoned.is_some() { ["reasoned", "thinking"] } else { ["prompt", "thinking"] };
+            problems.push(Problem::new(&path, message).help("write `thinking = \"optional\"` or `\"required\"`"));
+        }
+        problems
     }
 
     fn resources(&self, _: &Params) -> Resources {
@@ -248,16 +390,124 @@ impl Op for Pretrain {
         let limit = model.config.max_positions;
         sft::run(ctx, &mut model, &plan, |step| {
             use rayon::prelude::*;
-            (0..p.batch as u64)
+            let episodes: Vec<Vec<Example>> = (0..p.batch as u64)
                 .into_par_iter()
                 .map(|i| {
                     let index = step * p.batch as u64 + i;
-                    let mut example = example(&text, &player.play(index), p, &mut Rng::at(seed, &[index, u64::MAX]))?;
-                    example.truncate(limit);
-                    Ok(example)
+                    let mut of = examples(&text, player.play(index), p, &mut Rng::at(seed, &[index, u64::MAX]))?;
+                    of.iter_mut().for_each(|example| example.truncate(limit));
+                    Ok(of)
                 })
-                .collect()
+                .collect::<Result<_, OpError>>()?;
+            Ok(episodes.into_iter().flatten().collect())
         })?;
         training::publish(ctx, &model, ctx.input("model"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::text::train_tokenizer;
+
+    fn with_text(test: impl FnOnce(&Text, &Player)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap();
+        let world = household::Settings::default();
+        train_tokenizer(&play_texts(&world, 40, 1), 400, path).unwrap();
+        let mut text = Text::load(path, &[]).unwrap();
+        text.eos = vec![text.id("<|end|>").unwrap()];
+        test(&text, &Player::new(&world, 8, 3));
+    }
+
+    fn params(value: Value) -> Params {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn told(text: &Text, player: &Player, p: &Params) -> Vec<(Play, Vec<Example>)> {
+        (0..24).map(|i| (player.play(i), examples(text, player.play(i), p, &mut Rng::new(i, 7)).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_token_of_an_episode_is_learned_once_whatever_the_form_of_the_prompt() {
+        let single = json!({
+            "form": "single", "history": "all", "actions": "all",
+            "texts": { "state": "{history}\n{observation}\n{actions}", "history": "{entries}", "past": "{observation}\n> {action}" },
+        });
+        with_text(|text, player| {
+            for prompt in [json!({}), json!({ "actions": "all" }), single] {
+                for (_, examples) in told(text, player, &params(json!({ "prompt": prompt.clone() }))) {
+                    let mut seen: Vec<&[u32]> = Vec::new();
+                    for example in &examples {
+                        for (i, learned) in example.learn.iter().enumerate() {
+                            let path = &example.ids[..=i];
+                            assert_ne!(seen.contains(&path), *learned, "token {i} under {prompt}");
+                            seen.push(path);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_choice_names_what_came_next_behind_the_deduction_of_its_form() {
+        let question = "Think of all.\n{first}\n{second}";
+        let form =
+            json!({ "prompt": { "thinking": "optional", "texts": { "question": question } }, "deduction": "long" });
+        let p = params(json!({ "choices": 1.0, "questions": [form] }));
+        with_text(|text, player| {
+            let mut asked = 0;
+            for (play, examples) in told(text, player, &p) {
+                let said = text.decode(&examples[examples.len() - 1].ids).unwrap();
+                let Some((_, rest)) = said.split_once("Think of all.") else { continue };
+                let (_, rest) = rest.split_once(THINK_OPEN).unwrap();
+                let (reasoning, answer) = rest.split_once(THINK_CLOSE).unwrap();
+                let turn = play.deductions.iter().position(|[_, long]| long == reasoning).unwrap();
+                assert!(play.deductions[turn][1].ends_with(&play.deductions[turn][0]));
+                let next = play.episode.turns.iter().zip(&play.deductions).filter(|(_, [_, long])| long == reasoning);
+                assert!(next.into_iter().any(|(t, _)| answer.starts_with(&t.action)), "{answer:?}");
+                asked += 1;
+            }
+            assert!(asked > 12, "only {asked} questions");
+        });
+    }
+
+    #[test]
+    fn deductions_stand_before_the_actions_of_the_share_that_is_asked_for() {
+        let reasoned = json!({ "thinking": "required", "texts": { "first": "Think.\n{observation}" } });
+        let share = |thoughts: f64| {
+            let p = params(json!({ "choices": 0.0, "thoughts": thoughts, "reasoned": reasoned.clone() }));
+            let mut n = 0;
+            with_text(|text, player| {
+                for (play, examples) in told(text, player, &p) {
+                    let said = text.decode(&examples[0].ids).unwrap();
+                    let thinks = said.contains(THINK_OPEN);
+                    assert_eq!(thinks, said.contains("Think."));
+                    let marks = if thinks { play.episode.turns.len() } else { 0 };
+                    assert_eq!(said.matches(THINK_OPEN).count(), marks);
+                    n += usize::from(thinks);
+                }
+            });
+            n
+        };
+        assert_eq!((share(0.0), share(1.0)), (0, 24));
+        assert!((4..20).contains(&share(0.5)));
+    }
+
+    #[test]
+    fn a_deduction_without_a_place_is_refused_by_its_path() {
+        let paths = |value: Value| -> Vec<String> {
+            Pretrain.check(&params(value)).into_iter().map(|problem| problem.path.join(".")).collect()
+        };
+        assert_eq!(paths(json!({ "thoughts": 0.5 })), ["prompt.thinking"]);
+        assert_eq!(paths(json!({ "thoughts": 0.5, "reasoned": {} })), ["reasoned.thinking"]);
+        assert_eq!(paths(json!({ "thoughts": 0.5, "reasoned": { "thinking": "optional" } })), [""; 0]);
+        let form = json!({ "prompt": { "texts": { "question": "which?" } }, "deduction": "none" });
+        let at = "questions.0.prompt.texts.question";
+        assert_eq!(paths(json!({ "questions": [form] })), [at, at]);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Each task has a random stream of its own, so an episode does not depend on which others are played beside it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use actloom_engine::event::Level;
@@ -75,6 +76,28 @@ pub struct Params {
     pub actions: Record,
 }
 
+impl Params {
+    /// What cannot be.
+    pub(crate) fn check(&self) -> Vec<Problem> {
+        let mut problems = self.world.check(Some(&self.split));
+        problems.extend(self.prompt.check());
+        if let WorldSettings::Webshop(webshop::Settings { search: SearchHint::Blank, .. }) = self.world
+            && self.decoding == Decode::Admissible
+        {
+            let what = "a search would be held to the words `<your query>`, which is a blank to be filled in";
+            problems.push(
+                Problem::new(&["decoding"], what)
+                    .help("write `search = \"words\"` in `world`, or `decoding = \"free\"`"),
+            );
+        }
+        if self.decoding == Decode::Admissible && !self.prompt.can_be_held() {
+            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
+            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
+        }
+        problems
+    }
+}
+
 fn once() -> usize {
     1
 }
@@ -129,11 +152,20 @@ impl Played {
     }
 }
 
+/// What was answered in a game.
+pub(crate) struct Replied {
+    /// Number of the game.
+    pub game: usize,
+    /// Ids of all that was said before, where the policy knows them.
+    pub prompt: Option<Arc<[u32]>>,
+    pub answer: Answer,
+}
+
 /// The op.
 pub struct Rollout;
 
 /// Most games that are played side by side, which are what a killed run loses.
-const GAMES: usize = 96;
+pub(crate) const GAMES: usize = 96;
 
 /// One game to be played: a task, and which of its episodes.
 #[derive(Clone, Copy)]
@@ -161,22 +193,7 @@ impl Op for Rollout {
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
-        let mut problems = p.world.check(Some(&p.split));
-        problems.extend(p.prompt.check());
-        if let WorldSettings::Webshop(webshop::Settings { search: SearchHint::Blank, .. }) = p.world
-            && p.decoding == Decode::Admissible
-        {
-            let what = "a search would be held to the words `<your query>`, which is a blank to be filled in";
-            problems.push(
-                Problem::new(&["decoding"], what)
-                    .help("write `search = \"words\"` in `world`, or `decoding = \"free\"`"),
-            );
-        }
-        if p.decoding == Decode::Admissible && !p.prompt.can_be_held() {
-            let what = "replies must hold a reasoning, which cannot be held to the admissible actions";
-            problems.push(Problem::new(&["decoding"], what).help("write `decoding = \"free\"`"));
-        }
-        problems
+        p.check()
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
@@ -287,7 +304,8 @@ fn play(
     clock.environment += started.elapsed().as_secs_f64();
     // 2. every game that goes on takes a step, all together
     for step in 0..p.max_steps {
-        if advance(policy, p, &mut games, (seed, &streams, step), &|| ctx.stopping(), clock)?.is_empty() {
+        let stream = |i: usize| Rng::at(seed, &[streams[i] as u64, step as u64]);
+        if advance(policy, p, &mut games, &stream, &|| ctx.stopping(), clock)?.is_empty() {
             break;
         }
     }
@@ -299,15 +317,15 @@ fn play(
     Ok(games.into_iter().map(write).collect())
 }
 
-/// Lets every game that goes on take a step; what was answered, by the number of the game.
+/// Lets every game that goes on take a step, and tells what was answered. `stream` is what a game's answer is drawn from.
 pub(crate) fn advance(
     policy: &mut dyn Policy,
     p: &Params,
     games: &mut [Played],
-    (seed, indices, step): (u64, &[usize], usize),
+    stream: &dyn Fn(usize) -> Rng,
     stopping: &dyn Fn() -> bool,
     clock: &mut Clock,
-) -> Result<Vec<(usize, Answer)>, OpError> {
+) -> Result<Vec<Replied>, OpError> {
     let listed = p.decoding == Decode::Admissible || p.prompt.lists_actions();
     let asked = Instant::now();
     if listed || p.actions == Record::Always {
@@ -327,7 +345,9 @@ pub(crate) fn advance(
     if playing.is_empty() {
         return Ok(Vec::new());
     }
-    let answers = ask(policy, p, games, &playing, (seed, indices, step), stopping)?;
+    let prompts: Vec<Option<Arc<[u32]>>> =
+        playing.iter().map(|i| policy.ids(games[*i].session?).map(Arc::from)).collect();
+    let answers = ask(policy, p, games, &playing, stream, stopping)?;
     clock.environment += (told - asked).as_secs_f64();
     clock.policy += told.elapsed().as_secs_f64();
     let acted = Instant::now();
@@ -363,7 +383,8 @@ pub(crate) fn advance(
             policy.user(open, &p.prompt.turn(&game.now.text, game.known_actions()))?;
         }
     }
-    Ok(playing.into_iter().zip(answers).collect())
+    let told = playing.into_iter().zip(prompts).zip(answers);
+    Ok(told.map(|((game, prompt), answer)| Replied { game, prompt, answer }).collect())
 }
 
 /// Puts the state to the policy, unless its conversation has it already; a game whose state leaves no room for a reply
@@ -395,7 +416,7 @@ fn ask(
     p: &Params,
     games: &[Played],
     playing: &[usize],
-    (seed, indices, step): (u64, &[usize], usize),
+    stream: &dyn Fn(usize) -> Rng,
     stopping: &dyn Fn() -> bool,
 ) -> Result<Vec<Answer>, OpError> {
     let sampling = p.filters.sampling(p.temperature, p.max_tokens);
@@ -415,8 +436,7 @@ fn ask(
     let mut asks = Vec::with_capacity(playing.len());
     for (i, allowed) in playing.iter().zip(&allowed) {
         let Some(session) = games[*i].session else { panic!("BUG: a game is asked whose state was not put") };
-        let rng = Rng::at(seed, &[indices[*i] as u64, step as u64]);
-        asks.push(Ask { session, allowed, sampling: &sampling, rng, keep: p.prompt.grows() });
+        asks.push(Ask { session, allowed, sampling: &sampling, rng: stream(*i), keep: p.prompt.grows() });
     }
     policy.answer(&asks, stopping)
 }

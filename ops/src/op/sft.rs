@@ -189,7 +189,7 @@ impl Data<'_> {
     fn pair(&mut self, pair: &Pair) -> Result<Vec<Example>, OpError> {
         let prompt = &self.params.prompt;
         self.pairs += 1;
-        let says = choice(prompt, pair, pair.expert);
+        let says = prompt.choose(None, &pair.shown, pair.expert);
         let read = judge(pair, prompt, &Reward::default(), Some(&says)).correct;
         self.answered(common::question(prompt, pair)?, says, read)
     }
@@ -267,11 +267,6 @@ impl Data<'_> {
 /// Lines with their numbers, from 1.
 fn numbered<T>(lines: Vec<T>) -> Vec<(usize, T)> {
     (1..).zip(lines).collect()
-}
-
-/// The answer to the question of a pair that chooses `shown[which]`, without a reasoning.
-pub fn choice(prompt: &Prompt, pair: &Pair, which: usize) -> String {
-    prompt.reply(None, &pair.shown[which])
 }
 
 /// The op.

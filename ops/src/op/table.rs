@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::eval::scores::Scores;
 use crate::eval::table::{Labelled, Layout, Spread, Table};
-use crate::report::text;
+use crate::report::{dots, text};
 
 /// Tabulates scores.
 pub struct Tabulate;
@@ -61,14 +61,14 @@ fn resamples() -> usize {
 impl Op for Tabulate {
     type Params = TableParams;
     const NAME: &'static str = "table";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Sets scores out as rows x columns with means, spreads and paired differences";
 
     fn ports(&self, _params: &TableParams) -> Ports {
         Ports::new()
             .port("results", &[Kind::SCORES], Arity::Many, "The scores, by the axis labels of what made them")
             .labelled()
-            .output("table", Kind::TABLE, "table.json, table.csv, table.md and table.tex")
+            .output("table", Kind::TABLE, "table.json, table.csv, table.md, table.tex, and METRIC.svg for each metric")
     }
 
     fn check(&self, params: &TableParams) -> Vec<Problem> {
@@ -160,6 +160,11 @@ impl Op for Tabulate {
         fs_err::write(folder.join("table.csv"), text::csv(&table)?)?;
         fs_err::write(folder.join("table.md"), text::markdown(&table))?;
         fs_err::write(folder.join("table.tex"), text::latex(&table))?;
+        for metric in &table.metrics {
+            if let Some(picture) = dots::svg(&table, metric) {
+                fs_err::write(folder.join(format!("{metric}.svg")), picture)?;
+            }
+        }
         Ok(())
     }
 }
@@ -279,13 +284,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_folder_has_four_files_and_the_same_bytes_again() {
+    fn the_folder_has_its_files_and_the_same_bytes_again() {
         let (bench, inputs) = written();
         let params = params(json!({
             "rows": "policy", "columns": "split", "over": "seed", "compare": [["act", "il"]], "resamples": 200,
         }));
         let read = |name: &str| fs_err::read_to_string(bench.path("table").join(name)).unwrap();
-        let names = ["table.json", "table.csv", "table.md", "table.tex"];
+        let names = ["table.json", "table.csv", "table.md", "table.tex", "success.svg"];
         bench.run(&Tabulate, &params, [("results", inputs.clone())], "table").unwrap();
         let first = names.map(read);
         fs_err::remove_dir_all(bench.path("table")).unwrap();

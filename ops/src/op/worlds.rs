@@ -1,5 +1,7 @@
 //! What `demos` and `rollout` share: a world, a split of it, and the games of its tasks.
 
+use std::sync::Arc;
+
 use actloom_engine::op::{OpContext, OpError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,7 +22,7 @@ pub enum Record {
 
 /// An opened world, and which of its tasks are played.
 pub struct Tasks {
-    pub suite: Box<dyn Suite>,
+    pub suite: Arc<dyn Suite>,
     split: String,
     first: usize,
     count: usize,
@@ -41,6 +43,14 @@ impl Tasks {
     ) -> Result<Tasks, OpError> {
         let suite = world.open(ctx.input_opt("data"))?;
         ctx.note("world", suite.identity());
+        Tasks::of(suite.into(), split, first, count, ctx.seed("tasks"))
+    }
+
+    /// Tasks of a world that is open. `seed` makes the tasks of worlds that make them.
+    ///
+    /// # Errors
+    /// As [`Tasks::open`].
+    pub fn of(suite: Arc<dyn Suite>, split: &str, first: usize, count: usize, seed: u64) -> Result<Tasks, OpError> {
         let there = suite.count(split)?;
         let count = match there {
             _ if count > 0 => count,
@@ -64,7 +74,15 @@ impl Tasks {
                 "ask for fewer tasks; 0 takes all",
             ));
         }
-        Ok(Tasks { suite, split: split.to_owned(), first, count, seed: ctx.seed("tasks") })
+        Ok(Tasks { suite, split: split.to_owned(), first, count, seed })
+    }
+
+    /// Other tasks of the same world, which is not opened again.
+    ///
+    /// # Errors
+    /// As [`Tasks::open`].
+    pub fn others(&self, split: &str, first: usize, count: usize) -> Result<Tasks, OpError> {
+        Tasks::of(self.suite.clone(), split, first, count, self.seed)
     }
 
     /// How many are played.

@@ -193,6 +193,8 @@ pub struct Endpoint {
     /// A reasoning that comes apart from its answer is put before it.
     joins: bool,
     talks: Vec<Option<Vec<Message>>>,
+    /// Beginnings of answers that are not given yet, by session.
+    begun: BTreeMap<usize, String>,
     /// When patience ends; set by the first request.
     end: Option<Instant>,
     /// Models that the server lists.
@@ -255,6 +257,7 @@ impl Endpoint {
             template,
             joins: false,
             talks: Vec::new(),
+            begun: BTreeMap::new(),
             end: None,
             listed: Vec::new(),
             served: Vec::new(),
@@ -338,7 +341,10 @@ impl Endpoint {
         set("model", json!(self.settings.model));
         match &self.template {
             None => set("messages", serde_json::to_value(messages).map_err(std::io::Error::from)?),
-            Some(template) => set("prompt", json!(template.render(messages, true)?)),
+            Some(template) => {
+                let begun = self.begun.get(&ask.session.0).map_or("", String::as_str);
+                set("prompt", json!(template.render(messages, true)? + begun))
+            }
         };
         set("max_tokens", json!(max_tokens));
         set("temperature", json!(temperature));
@@ -515,6 +521,7 @@ impl Policy for Endpoint {
 
     fn close(&mut self, session: Session) {
         self.talks[session.0] = None;
+        self.begun.remove(&session.0);
     }
 
     fn system(&mut self, session: Session, content: &str) -> Result<(), OpError> {
@@ -534,7 +541,20 @@ impl Policy for Endpoint {
     }
 
     fn assistant(&mut self, session: Session, content: &str) -> Result<(), OpError> {
-        self.talk(session).push(Message::assistant(content));
+        let begun = self.begun.remove(&session.0).unwrap_or_default();
+        self.talk(session).push(Message::assistant(begun + content));
+        Ok(())
+    }
+
+    fn begins(&self) -> bool {
+        self.template.is_some()
+    }
+
+    fn begin(&mut self, session: Session, text: &str) -> Result<(), OpError> {
+        if !self.begins() {
+            return Err(super::cannot_begin(&self.identity()));
+        }
+        self.begun.entry(session.0).or_default().push_str(text);
         Ok(())
     }
 
@@ -564,7 +584,8 @@ impl Policy for Endpoint {
         for (ask, reply) in asks.iter().zip(replies) {
             let answer = self.read(ask, reply)?;
             if ask.keep {
-                self.talk(ask.session).push(Message::assistant(answer.text.clone()));
+                let begun = self.begun.remove(&ask.session.0).unwrap_or_default();
+                self.talk(ask.session).push(Message::assistant(begun + &answer.text));
             }
             answers.push(answer);
         }

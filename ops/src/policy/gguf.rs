@@ -322,7 +322,7 @@ pub(super) fn load(path: &Utf8Path, device: DeviceRequest) -> Result<Gguf, OpErr
     }
     let served = path.file_name().unwrap_or("model").to_owned();
     let identity = Identity { make: "gguf", served: vec![served], listed: Vec::new(), at: why, reproducible: true };
-    Ok(Local::new(weights, text, identity))
+    Ok(Local::new(weights, std::sync::Arc::new(text), identity))
 }
 
 /// Weights and text side of a file.

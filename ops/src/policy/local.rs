@@ -82,6 +82,43 @@ pub trait Weights {
     ) -> Result<Vec<Done<Self::Sequence>>, OpError>;
 }
 
+impl<W: Weights> Weights for &W {
+    type Sequence = W::Sequence;
+
+    fn sequence(&self) -> W::Sequence {
+        (**self).sequence()
+    }
+
+    fn positions(&self) -> usize {
+        (**self).positions()
+    }
+
+    fn width(&self) -> usize {
+        (**self).width()
+    }
+
+    fn together(&self) -> usize {
+        (**self).together()
+    }
+
+    fn shares(&self) -> bool {
+        (**self).shares()
+    }
+
+    fn read(&self, sequence: &mut W::Sequence, ids: &[u32]) -> Result<(), OpError> {
+        (**self).read(sequence, ids)
+    }
+
+    fn complete(
+        &self,
+        text: &Text,
+        jobs: Vec<Job<'_, W::Sequence>>,
+        stopping: &dyn Fn() -> bool,
+    ) -> Result<Vec<Done<W::Sequence>>, OpError> {
+        (**self).complete(text, jobs, stopping)
+    }
+}
+
 struct Talk<S> {
     dialogue: Dialogue<Arc<Text>>,
     /// `None` while it is being continued.
@@ -100,8 +137,8 @@ pub struct Local<W: Weights> {
 }
 
 impl<W: Weights> Local<W> {
-    pub(super) fn new(weights: W, text: Text, identity: Identity) -> Self {
-        Local { weights, text: Arc::new(text), identity, talks: Vec::new(), cost: Cost::default() }
+    pub(super) fn new(weights: W, text: Arc<Text>, identity: Identity) -> Self {
+        Local { weights, text, identity, talks: Vec::new(), cost: Cost::default() }
     }
 
     fn talk(&mut self, session: Session) -> &mut Talk<W::Sequence> {
@@ -183,8 +220,23 @@ impl<W: Weights> Policy for Local<W> {
         Ok(())
     }
 
+    fn begins(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, session: Session, text: &str) -> Result<(), OpError> {
+        let talk = self.talk(session);
+        let ids = talk.dialogue.begin(text)?;
+        talk.feed.extend(ids);
+        Ok(())
+    }
+
     fn tokens(&self, session: Session) -> Option<usize> {
         self.talks.get(session.0)?.as_ref().map(|talk| talk.dialogue.ids().len())
+    }
+
+    fn ids(&self, session: Session) -> Option<&[u32]> {
+        Some(self.talks.get(session.0)?.as_ref()?.dialogue.ids())
     }
 
     fn positions(&self) -> Option<usize> {

@@ -17,7 +17,7 @@ mod quantized;
 
 pub use endpoint::{Api, Choices, Endpoint, POLICY_FILE_VERSION, PolicyFile, Settings};
 pub use gguf::Gguf;
-pub use own::Own;
+pub use own::{Own, lend};
 pub use quantized::Quantized;
 
 pub use crate::infer::Sampling;
@@ -153,8 +153,26 @@ pub trait Policy {
     /// Those of the template and the tokenizer.
     fn assistant(&mut self, session: Session, content: &str) -> Result<(), OpError>;
 
+    /// Whether it can be given the beginning of an answer: [`Policy::begin`].
+    fn begins(&self) -> bool {
+        false
+    }
+
+    /// Puts the beginning of the next answer; what is then answered goes on from it, and is told without it.
+    ///
+    /// # Errors
+    /// A policy that cannot; the tokenizer's.
+    fn begin(&mut self, _session: Session, _text: &str) -> Result<(), OpError> {
+        Err(cannot_begin(&self.identity()))
+    }
+
     /// Length of the conversation in tokens, where that is known.
     fn tokens(&self, session: Session) -> Option<usize>;
+
+    /// The conversation as token ids, where they are known: what the next answer is drawn after.
+    fn ids(&self, _session: Session) -> Option<&[u32]> {
+        None
+    }
 
     /// Longest conversation in tokens, where that is known.
     fn positions(&self) -> Option<usize>;
@@ -164,6 +182,15 @@ pub trait Policy {
     /// # Errors
     /// The make's own, and `Interrupted`.
     fn answer(&mut self, asks: &[Ask<'_>], stopping: &dyn Fn() -> bool) -> Result<Vec<Answer>, OpError>;
+}
+
+/// Why a policy cannot be given the beginning of an answer.
+pub fn cannot_begin(who: &Identity) -> OpError {
+    OpError::with_help(
+        format!("`{}` cannot be given the beginning of an answer: its server writes the whole of it", who.at),
+        "take weights that are here (a model folder or a `.gguf` file), or an endpoint with `api = \"completions\"` and \
+         the model's `template`",
+    )
 }
 
 /// Opens a conversation with messages, of which the last is the user's.
@@ -179,15 +206,22 @@ pub fn open_with(policy: &mut dyn Policy, messages: &[Message], room: usize) -> 
             Role::Assistant => policy.assistant(session, &message.content)?,
         }
     }
-    if let (Some(prompt), Some(limit)) = (policy.tokens(session), policy.positions())
-        && prompt + room > limit
-    {
-        return Err(OpError::with_help(
+    check_room(policy, session, room)?;
+    Ok(session)
+}
+
+/// Refuses a conversation that leaves no room for an answer of `room` tokens.
+///
+/// # Errors
+/// Says how long it is and what the policy takes.
+pub fn check_room(policy: &dyn Policy, session: Session, room: usize) -> Result<(), OpError> {
+    match (policy.tokens(session), policy.positions()) {
+        (Some(prompt), Some(limit)) if prompt + room > limit => Err(OpError::with_help(
             format!("a prompt of {prompt} tokens and an answer of {room} do not fit the model's {limit} positions"),
             "take a policy with more positions, or shorten the episodes",
-        ));
+        )),
+        _ => Ok(()),
     }
-    Ok(session)
 }
 
 /// What can be at a path that is asked to act.

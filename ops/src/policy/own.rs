@@ -29,11 +29,17 @@ pub(super) fn load(folder: &Utf8Path, device: DeviceRequest) -> Result<Own, OpEr
         return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
     }
     let served = folder.file_name().unwrap_or("model").to_owned();
-    Ok(Local::new(
-        model,
-        text,
-        Identity { make: "own", served: vec![served], listed: Vec::new(), at: why, reproducible: true },
-    ))
+    Ok(Local::new(model, Arc::new(text), identity(served, why)))
+}
+
+/// A model that is being trained, for as long as it plays: nothing is copied, and what it says is what it was at the
+/// time.
+pub fn lend(model: &Model, text: Arc<Text>) -> Local<&Model> {
+    Local::new(model, text, identity("model".to_owned(), format!("{:?}", model.device.location())))
+}
+
+fn identity(served: String, at: String) -> Identity {
+    Identity { make: "own", served: vec![served], listed: Vec::new(), at, reproducible: true }
 }
 
 impl Weights for Model {

@@ -22,8 +22,76 @@ fn ends(stat: &Stat, spread: Spread) -> Option<(f64, f64)> {
     }
 }
 
-/// One metric as a figure; empty where no cell has it.
+/// One metric as a figure of a page; empty where no cell has it.
 pub fn html(table: &Table, metric: &str) -> String {
+    let Some(Picture { title, height, mut shapes }) = picture(table, metric) else { return String::new() };
+    let said = Text(&title);
+    let mut out = format!(
+        "<figure class=\"chart\"><figcaption>{said}</figcaption>\n<svg class=\"dots\" role=\"img\" aria-label=\"Means and \
+         spreads of {said} by {}; the numbers are in the table\" viewBox=\"0 0 {W} {height}\">\n",
+        Text(&table.rows.axis),
+    );
+    shapes.push_str("</svg>\n");
+    out.push_str(&shapes);
+    if let Some(columns) = &table.columns {
+        out.push_str("<ul class=\"legend\">\n");
+        for (c, label) in columns.labels.iter().enumerate() {
+            let _ = writeln!(
+                out,
+                "<li><svg class=\"key dot c{}\" viewBox=\"0 0 12 8\" aria-hidden=\"true\"><circle cx=\"6\" cy=\"4\" \
+                 r=\"4\"/></svg>{}</li>",
+                c % 8,
+                Text(label)
+            );
+        }
+        out.push_str("</ul>\n");
+    }
+    out.push_str("</figure>\n");
+    out
+}
+
+/// Looks of a picture that stands for itself, light or dark as its reader has it.
+const STYLE: &str = "svg{font-family:system-ui,-apple-system,Segoe UI,Roboto,Helvetica,Arial,sans-serif;color-scheme:light dark}\
+text{fill:light-dark(#5b6570,#98a2ad);font-size:11px}.tx{text-anchor:middle}.ty{text-anchor:end}\
+.row{fill:light-dark(#1b1f24,#e4e8ec);font-size:12px}.gone{font-style:italic;font-size:10px}\
+.grid{stroke:light-dark(#d9dee4,#333a42);fill:none}circle{fill:currentColor}\
+.dot path{stroke:currentColor;stroke-width:2;stroke-linecap:round;fill:none;opacity:.55}\
+.c0{color:#2f6fde}.c1{color:#d1602d}.c2{color:#1a8f6a}.c3{color:#a445b2}\
+.c4{color:#a17700}.c5{color:#c2335b}.c6{color:#3b7f96}.c7{color:#6b6b6b}";
+
+/// One metric as an SVG file; `None` where no cell has it.
+pub fn svg(table: &Table, metric: &str) -> Option<String> {
+    const KEY: f64 = 16.0;
+    let Picture { title, height, shapes } = picture(table, metric)?;
+    let keys = table.columns.as_ref().map_or(&[][..], |columns| &columns.labels);
+    let whole = height + KEY * keys.len() as f64;
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{W}\" height=\"{whole}\" viewBox=\"0 0 {W} {whole}\" \
+         role=\"img\">\n<title>{}</title>\n<style>{STYLE}</style>\n{shapes}",
+        Text(&title),
+    );
+    for (c, label) in keys.iter().enumerate() {
+        let y = height + KEY * (c as f64 + 0.5);
+        let _ = writeln!(
+            out,
+            "<g class=\"dot c{}\"><circle cx=\"12\" cy=\"{y}\" r=\"4\"/></g><text x=\"22\" y=\"{}\">{}</text>",
+            c % 8,
+            y + 4.0,
+            Text(label)
+        );
+    }
+    out.push_str("</svg>\n");
+    Some(out)
+}
+
+/// What is drawn of a metric.
+struct Picture {
+    title: String,
+    height: f64,
+    shapes: String,
+}
+
+fn picture(table: &Table, metric: &str) -> Option<Picture> {
     let factor = if number::titled(metric, table.percent).ends_with("(%)") { 100.0 } else { 1.0 };
     let stats: Vec<Vec<&Stat>> = (0..table.rows.labels.len())
         .map(|r| (0..table.width()).map(|c| &table.cell(r, c).metrics[metric]).collect())
@@ -32,20 +100,14 @@ pub fn html(table: &Table, metric: &str) -> String {
         let (low, high) = ends(s, table.spread).unzip();
         [s.mean, low, high].into_iter().flatten().map(|v| v * factor)
     });
-    let Some(x) = Scale::around(values, 5) else { return String::new() };
+    let x = Scale::around(values, 5)?;
     let left = table.rows.labels.iter().map(|l| l.chars().count().min(24)).max().unwrap_or(0) as f64 * 6.6 + 18.0;
     let group = table.width() as f64 * ROW + 10.0;
     let bottom = 8.0 + group * stats.len() as f64;
     let height = bottom + 38.0;
     let at = |v: f64| left + x.at(v * factor) * (W - left - RIGHT);
     let title = number::titled(metric, table.percent);
-    let mut out = format!(
-        "<figure class=\"chart\"><figcaption>{}</figcaption>\n<svg class=\"dots\" role=\"img\" aria-label=\"Means and \
-         spreads of {} by {}; the numbers are in the table\" viewBox=\"0 0 {W} {height}\">\n",
-        Text(&title),
-        Text(&title),
-        Text(&table.rows.axis),
-    );
+    let mut out = String::new();
     for tick in &x.ticks {
         let place = at(*tick / factor);
         let _ = writeln!(
@@ -77,22 +139,7 @@ pub fn html(table: &Table, metric: &str) -> String {
             dot(&mut out, stat, table.spread, c, y, at, left);
         }
     }
-    out.push_str("</svg>\n");
-    if let Some(columns) = &table.columns {
-        out.push_str("<ul class=\"legend\">\n");
-        for (c, label) in columns.labels.iter().enumerate() {
-            let _ = writeln!(
-                out,
-                "<li><svg class=\"key dot c{}\" viewBox=\"0 0 12 8\" aria-hidden=\"true\"><circle cx=\"6\" cy=\"4\" \
-                 r=\"4\"/></svg>{}</li>",
-                c % 8,
-                Text(label)
-            );
-        }
-        out.push_str("</ul>\n");
-    }
-    out.push_str("</figure>\n");
-    out
+    Some(Picture { title, height, shapes: out })
 }
 
 fn dot(out: &mut String, stat: &Stat, spread: Spread, column: usize, y: f64, at: impl Fn(f64) -> f64, left: f64) {
@@ -119,5 +166,14 @@ mod tests {
         assert_eq!(html.matches("<g class=\"dot").count(), 4);
         assert_eq!(html.matches(">missing<").count(), 2);
         assert!(html.contains(">ood</li>") && html.contains("success (%)"));
+    }
+
+    #[test]
+    fn a_picture_of_its_own_says_everything_that_the_page_says() {
+        let table = Table::build(&results(), &layout()).unwrap();
+        let svg = svg(&table, "success").unwrap();
+        assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
+        assert_eq!(svg.matches("<g class=\"dot").count(), 4 + 2, "a dot a cell, and a key a column");
+        assert!(svg.contains(">ood</text>") && svg.contains("<title>success (%)</title>"));
     }
 }

@@ -6,7 +6,7 @@
 pub mod block;
 mod chart;
 pub mod curves;
-mod dots;
+pub mod dots;
 mod graph;
 mod html;
 mod layout;

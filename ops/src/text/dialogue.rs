@@ -35,6 +35,8 @@ pub struct Dialogue<T> {
     pub example: Example,
     /// Ids that a closed answer still owes, after its end token.
     owed: Vec<u32>,
+    /// The beginning of an answer that is not given yet.
+    begun: String,
     /// The template renders the last answer otherwise than it was given, as Qwen3's does. The conversation then grows by
     /// what was said and by what the template writes between turns, and is never rendered as a whole.
     rewrites: bool,
@@ -48,6 +50,7 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
             waiting: 0,
             example: Example::default(),
             owed: Vec::new(),
+            begun: String::new(),
             rewrites: false,
         }
     }
@@ -127,6 +130,17 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         Ok(ids)
     }
 
+    /// The beginning of the answer to the last user's turn, which then goes on from it. Returns the ids it added.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub fn begin(&mut self, content: &str) -> Result<Vec<u32>, OpError> {
+        let ids = self.text.encode(content)?;
+        self.example.push(&ids, false);
+        self.begun.push_str(content);
+        Ok(ids)
+    }
+
     /// An answer given as text, with its end token.
     ///
     /// # Errors
@@ -137,19 +151,20 @@ impl<T: Deref<Target = Text>> Dialogue<T> {
         self.answered(content, &ids, learn)
     }
 
-    /// An answer given as ids, the end token included if it was reached.
+    /// An answer given as ids, the end token included if it was reached; behind what was begun, where something was.
     ///
     /// # Errors
     /// The template's and the tokenizer's.
     pub fn answered(&mut self, content: &str, ids: &[u32], learn: bool) -> Result<(), OpError> {
         self.example.push(ids, learn);
+        let content = std::mem::take(&mut self.begun) + content;
         if self.rewrites {
             return Ok(());
         }
         let open = self.text.render(&self.messages, true)?;
-        self.messages.push(Message::assistant(content));
+        self.messages.push(Message::assistant(&content));
         let whole = self.text.render(&self.messages, false)?;
-        match whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(content)) {
+        match whole.strip_prefix(&open).and_then(|rest| rest.strip_prefix(&*content)) {
             Some(closing) => {
                 let mut closing = self.text.encode(closing)?;
                 self.drop_second_end(&mut closing);

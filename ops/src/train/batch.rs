@@ -1,10 +1,7 @@
-//! Sequences with loss masks, packed into rows without padding.
+//! Sequences with loss masks, and the packed rows that hold them without padding.
 //!
-//! Invariants: a target is a token and the row that predicts it, by construction and never by searching text; the
-//! packing of a step is a function of its sequences' lengths; a step's loss is divided by the target count of the whole
-//! step, so gradient accumulation equals the full batch.
-
-use std::ops::Range;
+//! Invariants: a target is a token and the row that predicts it, by construction and never by searching text; a row has a
+//! target once, however many sequences it belongs to.
 
 use crate::model::Target;
 use crate::nn::Packing;
@@ -39,51 +36,48 @@ impl Example {
     }
 }
 
+/// Whose token a target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The number that the sequence was added with.
+    pub member: usize,
+    /// Which token of that sequence.
+    pub token: usize,
+}
+
 /// One packed row.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     pub ids: Vec<u32>,
     pub packing: Packing,
     pub targets: Vec<Target>,
-    /// For each sequence of the row: its index in the step and its targets.
-    pub members: Vec<(usize, Range<usize>)>,
+    /// For each target: whose token it is, in ascending order. Each owner has a part of its coefficient.
+    pub owners: Vec<Vec<Owner>>,
 }
 
 impl Row {
-    /// Adds a segment's tokens, with targets where `learn` says so, under the index `member`.
+    /// Adds a segment by hand, with targets of `member` where `learn` says so. A [`Forest`](super::forest::Forest) lays out
+    /// rows by itself.
     pub fn add(&mut self, member: usize, parent: Option<usize>, ids: &[u32], learn: impl Fn(usize) -> bool) -> usize {
-        let segment = match parent {
-            Some(parent) => self.packing.child(parent, ids.len()),
-            None => self.packing.root(ids.len()),
-        };
-        let first = self.targets.len();
+        let segment = self.segment(parent, ids);
         for (i, (row, id)) in self.packing.rows(segment).zip(ids).enumerate() {
             if learn(i)
                 && let Some(before) = self.packing.before(row)
             {
+                let token = self.packing.positions()[row] as usize;
                 self.targets.push(Target { row: before as u32, id: *id });
+                self.owners.push(vec![Owner { member, token }]);
             }
         }
-        self.ids.extend_from_slice(ids);
-        self.members.push((member, first..self.targets.len()));
         segment
     }
-}
 
-/// Packs examples into rows of at most `limit` tokens (a longer example gets a row of its own), in order.
-pub fn pack(examples: &[&Example], limit: usize) -> Vec<Row> {
-    let mut rows: Vec<Row> = Vec::new();
-    for (member, example) in examples.iter().enumerate() {
-        if example.targets() == 0 {
-            continue;
-        }
-        let fits = rows.last().is_some_and(|r| r.ids.len() + example.ids.len() <= limit);
-        if !fits {
-            rows.push(Row::default());
-        }
-        if let Some(row) = rows.last_mut() {
-            row.add(member, None, &example.ids, |i| example.learn[i]);
+    /// Adds tokens that continue `parent`, or start a tree.
+    pub(super) fn segment(&mut self, parent: Option<usize>, ids: &[u32]) -> usize {
+        self.ids.extend_from_slice(ids);
+        match parent {
+            Some(parent) => self.packing.child(parent, ids.len()),
+            None => self.packing.root(ids.len()),
         }
     }
-    rows
 }

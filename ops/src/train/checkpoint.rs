@@ -2,8 +2,9 @@
 //!
 //! 1. Everything is written and synced into `next/`. 2. `next/` is renamed to `at-N/`. 3. Older ones are removed.
 //!
-//! What is frozen is not in it: it is what the step's inputs say. A crash between any two leaves a whole checkpoint behind. There is no generator state: random streams are functions
-//! of (seed, position).
+//! What is frozen is not in it: it is what the step's inputs say. A crash between any two leaves a whole checkpoint behind.
+//! There is no generator state: random streams are functions of (seed, position). Models that are kept for the end stand
+//! beside it as `best-N/`, weights alone; one goes only after a checkpoint was written that does not name it.
 
 use std::collections::BTreeMap;
 
@@ -70,9 +71,7 @@ pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: 
         fs_err::remove_dir_all(&next)?;
     }
     fs_err::create_dir_all(&next)?;
-    let trained = model.params().into_iter().filter(|p| p.trainable);
-    let weights: Vec<(String, &Tensor)> = trained.map(|p| (p.name.clone(), &p.value)).collect();
-    save_tensors(&next.join("weights.safetensors"), &weights)?;
+    save_weights(&next, model)?;
     save_tensors(&next.join("moments.safetensors"), &optimizer.tensors())?;
     fs_err::write(next.join("position.json"), serde_json::to_vec(position).map_err(std::io::Error::from)?)?;
     sync_folder(&next)?;
@@ -88,6 +87,83 @@ pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: 
         }
     }
     Ok(())
+}
+
+fn kept(scratch: &Utf8Path, step: u64) -> Utf8PathBuf {
+    scratch.join(format!("best-{step}"))
+}
+
+/// Keeps the model as it is after `step`, for [`take_kept`].
+///
+/// # Errors
+/// A parameter that is not finite, by name; the file system's.
+pub fn keep(scratch: &Utf8Path, model: &Model, step: u64) -> Result<(), OpError> {
+    check_finite(model, step).map_err(|e| with_last(scratch, e))?;
+    let next = scratch.join("next");
+    if next.exists() {
+        fs_err::remove_dir_all(&next)?;
+    }
+    fs_err::create_dir_all(&next)?;
+    save_weights(&next, model)?;
+    sync_folder(&next)?;
+    let target = kept(scratch, step);
+    if target.exists() {
+        fs_err::remove_dir_all(&target)?;
+    }
+    fs_err::rename(&next, &target)?;
+    fs_err::File::open(scratch)?.sync_all()?;
+    Ok(())
+}
+
+/// Sets the model to what was kept after `step`.
+///
+/// # Errors
+/// When it cannot be read, or is of a model in which something else is trained.
+pub fn take_kept(scratch: &Utf8Path, model: &mut Model, step: u64) -> Result<(), OpError> {
+    load_weights(&kept(scratch, step), model)
+}
+
+/// Removes every kept model but that of `step`.
+///
+/// # Errors
+/// The file system's.
+pub fn forget_others(scratch: &Utf8Path, step: u64) -> Result<(), OpError> {
+    for entry in fs_err::read_dir(scratch)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let number = name.strip_prefix("best-").and_then(|n| n.parse::<u64>().ok());
+        if number.is_some_and(|n| n != step) {
+            fs_err::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn save_weights(folder: &Utf8Path, model: &Model) -> Result<(), OpError> {
+    let trained = model.params().into_iter().filter(|p| p.trainable);
+    let weights: Vec<(String, &Tensor)> = trained.map(|p| (p.name.clone(), &p.value)).collect();
+    save_tensors(&folder.join("weights.safetensors"), &weights)
+}
+
+fn read_tensors(path: &Utf8Path, device: &Device) -> Result<BTreeMap<String, Tensor>, OpError> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu)
+        .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
+    tensors.into_iter().map(|(k, t)| Ok((k, t.to_device(device).map_err(failed)?))).collect()
+}
+
+fn load_weights(folder: &Utf8Path, model: &mut Model) -> Result<(), OpError> {
+    let mut weights = read_tensors(&folder.join("weights.safetensors"), &model.device)?;
+    for p in model.params_mut().into_iter().filter(|p| p.trainable) {
+        let Some(value) = weights.remove(&p.name) else {
+            return Err(OpError::failed(format!("checkpoint `{folder}` has no tensor `{}`", p.name)));
+        };
+        p.value = value;
+        p.changed();
+    }
+    match weights.keys().next() {
+        Some(name) => Err(OpError::failed(format!("checkpoint `{folder}` has a tensor `{name}` that is not trained"))),
+        None => Ok(()),
+    }
 }
 
 /// An error that says from where the step can go on.
@@ -112,28 +188,11 @@ pub fn load(
     settings: &Settings,
 ) -> Result<Option<(Optimizer, Position)>, OpError> {
     let Some((_, folder)) = checkpoints(scratch)?.pop() else { return Ok(None) };
-    let read = |name: &str| -> Result<BTreeMap<String, Tensor>, OpError> {
-        let path = folder.join(name);
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-        let device = &model.device;
-        tensors.into_iter().map(|(k, t)| Ok((k, t.to_device(device).map_err(failed)?))).collect()
-    };
-    let mut weights = read("weights.safetensors")?;
-    let moments = read("moments.safetensors")?;
+    let moments = read_tensors(&folder.join("moments.safetensors"), &model.device)?;
     let path = folder.join("position.json");
     let position: Position = serde_json::from_slice(&fs_err::read(&path)?)
         .map_err(|e| OpError::failed(format!("cannot read `{path}`: {e}")))?;
-    for p in model.params_mut().into_iter().filter(|p| p.trainable) {
-        let Some(value) = weights.remove(&p.name) else {
-            return Err(OpError::failed(format!("checkpoint `{folder}` has no tensor `{}`", p.name)));
-        };
-        p.value = value;
-        p.changed();
-    }
-    if let Some(name) = weights.keys().next() {
-        return Err(OpError::failed(format!("checkpoint `{folder}` has a tensor `{name}` that is not trained")));
-    }
+    load_weights(&folder, model)?;
     let steps = position.counters.get("optimizer").map_or(position.step, |n| *n as u64);
     let optimizer = Optimizer::restore(settings.clone(), steps, moments)?;
     Ok(Some((optimizer, position)))

@@ -6,7 +6,7 @@
 //! 4. Second pass: forward and backward, with that coefficient on the chosen answer's tokens and its negative on the
 //!    rejected one's.
 //!
-//! The two answers of a pair are branches of one prompt, which is computed once. Left out of the published algorithm:
+//! The answers of an update's pairs are branches of what their prompts have in common, which is computed once. Left out of the published algorithm:
 //! nothing. The loss of the chosen answer that may be added (RPO; Pang et al., 2024, arXiv 2404.19733) is here the mean
 //! over all chosen tokens of an update, as in `sft`, not over each answer's own.
 //!
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Row;
 use super::checkpoint::{self, Position};
+use super::forest::Forest;
 use super::objective::dpo::{Objective, Pair};
 use super::optimizer::Optimizer;
 use super::sft::Plan;
@@ -34,11 +35,6 @@ pub struct Preferred {
 }
 
 impl Preferred {
-    /// Tokens of both answers and their prompt.
-    pub fn tokens(&self) -> usize {
-        self.prompt.len() + self.chosen.len() + self.rejected.len()
-    }
-
     /// The longer of its two sequences, in tokens.
     pub fn length(&self) -> usize {
         self.prompt.len() + self.chosen.len().max(self.rejected.len())
@@ -80,40 +76,32 @@ pub struct Sums {
     pub tokens: u64,
 }
 
-/// A row, and the index of each of its pairs. The two answers of its pair k are members 2k and 2k + 1.
-struct Packed {
-    row: Row,
-    pairs: Vec<usize>,
-}
-
-/// Packs pairs into rows of at most `limit` tokens, in order; a larger pair gets a row of its own.
-fn pack(pairs: &[&Preferred], limit: usize) -> Vec<Packed> {
-    let mut out: Vec<Packed> = Vec::new();
-    for (index, pair) in pairs.iter().enumerate() {
-        if out.last().is_none_or(|p| p.row.ids.len() + pair.tokens() > limit) {
-            out.push(Packed { row: Row::default(), pairs: Vec::new() });
+/// Packs the answers of pairs: those of pair k are members 2k and 2k + 1, and what prompts have in common is computed once.
+fn pack(pairs: &[&Preferred], limit: usize) -> Vec<Row> {
+    let mut forest = Forest::new(limit);
+    for (k, pair) in pairs.iter().enumerate() {
+        for (which, answer) in [&pair.chosen, &pair.rejected].into_iter().enumerate() {
+            let prompt = pair.prompt.len();
+            forest.add(2 * k + which, &[&pair.prompt[..], answer].concat(), |token| token >= prompt);
         }
-        let Some(Packed { row, pairs }) = out.last_mut() else { continue };
-        let root = row.add(0, None, &pair.prompt, |_| false);
-        row.members.pop(); // the prompt is nobody's answer
-        row.add(2 * pairs.len(), Some(root), &pair.chosen, |_| true);
-        row.add(2 * pairs.len() + 1, Some(root), &pair.rejected, |_| true);
-        pairs.push(index);
     }
-    out
+    forest.rows()
 }
 
-/// Log-probabilities of the pairs of a row.
-fn score_row(model: &Model, packed: &Packed, pairs: &[&Preferred]) -> Result<Vec<Logps>, OpError> {
-    let row = &packed.row;
-    let stats = model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
-    let sums: Vec<f64> =
-        row.members.iter().map(|(_, range)| stats[range.clone()].iter().map(|s| f64::from(s.logp)).sum()).collect();
+/// Log-probabilities of packed pairs.
+fn score_rows(model: &Model, rows: &[Row], pairs: &[&Preferred]) -> Result<Vec<Logps>, OpError> {
+    let mut sums = vec![0.0; 2 * pairs.len()];
+    for row in rows {
+        let stats = model.score(&row.ids, &row.packing, &row.targets, 1.0).map_err(failed)?;
+        for (stats, owners) in stats.iter().zip(&row.owners) {
+            owners.iter().for_each(|owner| sums[owner.member] += f64::from(stats.logp));
+        }
+    }
     let logps: Vec<Logps> = sums.chunks(2).map(|s| Logps { chosen: s[0], rejected: s[1] }).collect();
-    for (index, logps) in packed.pairs.iter().zip(&logps) {
+    for (pair, logps) in pairs.iter().zip(&logps) {
         for (which, logp) in [("chosen", logps.chosen), ("rejected", logps.rejected)] {
             if !logp.is_finite() {
-                let place = &pairs[*index].place;
+                let place = &pair.place;
                 return Err(OpError::with_help(
                     format!("the log-probability of the {which} answer of {place} is {logp}, expected a finite number"),
                     "lower the learning rate, or check the weights of the model; no weight changed in this update",
@@ -129,11 +117,7 @@ fn score_row(model: &Model, packed: &Packed, pairs: &[&Preferred]) -> Result<Vec
 /// # Errors
 /// candle's; names the pair whose log-probability is not finite.
 pub fn score(model: &Model, pairs: &[&Preferred], row_tokens: usize) -> Result<Vec<Logps>, OpError> {
-    let mut out = Vec::with_capacity(pairs.len());
-    for packed in pack(pairs, row_tokens) {
-        out.extend(score_row(model, &packed, pairs)?);
-    }
-    Ok(out)
+    score_rows(model, &pack(pairs, row_tokens), pairs)
 }
 
 /// Adds the gradients of one update to `model` and says what it saw.
@@ -149,42 +133,40 @@ pub fn accumulate(
     let mut sums = Sums { pairs: pairs.len() as f64, ..Sums::default() };
     sums.chosen_tokens = pairs.iter().map(|pair| pair.chosen.len()).sum::<usize>() as f64;
     let own = settings.sft_weight / sums.chosen_tokens;
-    for packed in pack(pairs, settings.row_tokens) {
-        // 1. both answers under the model as it is
-        let logps = score_row(model, &packed, pairs)?;
-        // 2. a coefficient for each answer's tokens
-        let row = &packed.row;
-        let mut coefficients = vec![0.0f32; row.targets.len()];
-        for (k, (index, logps)) in packed.pairs.iter().zip(&logps).enumerate() {
-            let reference = reference[*index];
-            let judged = settings.objective.judge(
-                &Pair {
-                    chosen: logps.chosen,
-                    rejected: logps.rejected,
-                    reference_chosen: reference.chosen,
-                    reference_rejected: reference.rejected,
-                },
-                pairs.len(),
-            );
-            if !(judged.loss as f32).is_finite() || !(judged.gradient as f32).is_finite() {
-                let place = &pairs[*index].place;
-                return Err(OpError::with_help(
-                    format!("the loss of {place} is {}, expected a finite number", judged.loss),
-                    "lower `beta` or the learning rate; no weight changed in this update",
-                ));
-            }
-            let [chosen, rejected] = [2 * k, 2 * k + 1].map(|member| row.members[member].1.clone());
-            coefficients[chosen].fill((judged.gradient - own) as f32);
-            coefficients[rejected].fill(-judged.gradient as f32);
-            sums.loss += judged.loss;
-            sums.right += f64::from(u8::from(judged.logit > 0.0));
-            sums.reward_chosen += judged.reward_chosen;
-            sums.reward_rejected += judged.reward_rejected;
-            sums.logp_chosen += logps.chosen;
-            sums.logp_rejected += logps.rejected;
+    let rows = pack(pairs, settings.row_tokens);
+    // 1. both answers under the model as it is
+    let logps = score_rows(model, &rows, pairs)?;
+    // 2. a coefficient for each answer's tokens
+    let mut coefficients = Vec::with_capacity(2 * pairs.len());
+    for ((pair, logps), reference) in pairs.iter().zip(&logps).zip(reference) {
+        let judged = settings.objective.judge(
+            &Pair {
+                chosen: logps.chosen,
+                rejected: logps.rejected,
+                reference_chosen: reference.chosen,
+                reference_rejected: reference.rejected,
+            },
+            pairs.len(),
+        );
+        if !(judged.loss as f32).is_finite() || !(judged.gradient as f32).is_finite() {
+            let place = &pair.place;
+            return Err(OpError::with_help(
+                format!("the loss of {place} is {}, expected a finite number", judged.loss),
+                "lower `beta` or the learning rate; no weight changed in this update",
+            ));
         }
-        // 3. gradients
-        model.train(&row.ids, &row.packing, &row.targets, 1.0, |i, _| coefficients[i]).map_err(failed)?;
+        coefficients.extend([judged.gradient - own, -judged.gradient]);
+        sums.loss += judged.loss;
+        sums.right += f64::from(u8::from(judged.logit > 0.0));
+        sums.reward_chosen += judged.reward_chosen;
+        sums.reward_rejected += judged.reward_rejected;
+        sums.logp_chosen += logps.chosen;
+        sums.logp_rejected += logps.rejected;
+    }
+    // 3. gradients
+    for row in &rows {
+        let of = |i: usize| row.owners[i].iter().map(|owner| coefficients[owner.member]).sum::<f64>() as f32;
+        model.train(&row.ids, &row.packing, &row.targets, 1.0, |i, _| of(i)).map_err(failed)?;
         sums.tokens += row.ids.len() as u64;
     }
     Ok(sums)

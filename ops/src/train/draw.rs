@@ -10,16 +10,19 @@
 //! response holds exactly the ids that were sampled and the prompt ids that they were sampled from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use actloom_engine::op::{OpContext, OpError};
 
 use super::update::Sample;
+use crate::infer::{Request, Sampling, complete};
 use crate::model::Model;
 use crate::reward::Outcome;
+use crate::rng::Rng;
 use crate::text::Text;
 
 /// One attempt at a question or a task.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Attempt {
     /// What it was worth as a whole. Its `reward` is what is compared.
     pub outcome: Outcome,
@@ -31,6 +34,8 @@ pub struct Attempt {
     pub truncated: usize,
     /// Parts of the reward by name, for the report.
     pub parts: BTreeMap<&'static str, f64>,
+    /// What else is to be told of it: the mean of each is a metric of its name.
+    pub facts: BTreeMap<&'static str, f64>,
 }
 
 /// One turn of an episode.
@@ -90,4 +95,93 @@ pub struct How<'a> {
     pub seed: u64,
     /// Parts of the random streams' name: the batch, the refill, or that it is a validation.
     pub stream: &'a [u64],
+}
+
+/// Questions with an answer that can be judged by itself.
+pub trait Questions {
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// As [`Source::families`].
+    fn families(&self) -> Vec<Vec<usize>> {
+        (0..self.len()).map(|index| vec![index]).collect()
+    }
+
+    /// Prompt of question `index`.
+    fn prompt(&self, index: usize) -> &[u32];
+
+    /// Judges an answer; `text` is `None` where it did not end in time.
+    fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
+
+    /// What each part of the reward added to the outcome of an answer, for the report.
+    fn parts(&self, _index: usize, _text: Option<&str>, _outcome: &Outcome) -> BTreeMap<&'static str, f64> {
+        BTreeMap::new()
+    }
+}
+
+/// Questions as a source: an attempt is one response.
+pub struct Asked<Q>(pub Q);
+
+impl<Q: Questions> Source for Asked<Q> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn families(&self) -> Vec<Vec<usize>> {
+        self.0.families()
+    }
+
+    fn draw(
+        &mut self,
+        _ctx: &OpContext<'_>,
+        model: &mut Model,
+        text: &Text,
+        indices: &[usize],
+        how: &How<'_>,
+    ) -> Result<Vec<Drawn>, OpError> {
+        let mut requests = Vec::with_capacity(indices.len() * how.group);
+        for (place, index) in indices.iter().enumerate() {
+            for g in 0..how.group {
+                let sampling = Sampling::plain(f64::from(how.temperature), how.max_tokens);
+                let path = [how.stream, &[place as u64, g as u64]].concat();
+                requests.push(Request::new(self.0.prompt(*index), sampling, Rng::at(how.seed, &path)));
+            }
+        }
+        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
+        let mut drawn = Vec::with_capacity(indices.len());
+        for index in indices {
+            let prompt: Arc<[u32]> = self.0.prompt(*index).into();
+            let mut attempts = Vec::with_capacity(how.group);
+            for c in completions.by_ref().take(how.group) {
+                let ended = c.ended();
+                let answer = ended.then_some(c.text.as_str());
+                let outcome = self.0.judge(*index, answer);
+                if !outcome.reward.is_finite() {
+                    let (r, reward) = (attempts.len() + 1, outcome.reward);
+                    return Err(OpError::failed(format!(
+                        "the reward of response {r} of {} to question {index} is {reward}, expected a finite number",
+                        how.group
+                    )));
+                }
+                attempts.push(Attempt {
+                    parts: self.0.parts(*index, answer, &outcome),
+                    outcome,
+                    samples: vec![Sample {
+                        prompt: prompt.clone(),
+                        ids: c.ids,
+                        sampling: c.logps,
+                        ..Sample::default()
+                    }],
+                    truncated: usize::from(!ended),
+                    ..Attempt::default()
+                });
+            }
+            drawn.push(Drawn { index: *index, attempts });
+        }
+        Ok(drawn)
+    }
 }

@@ -1,38 +1,43 @@
 //! Group-relative policy optimisation. Shao et al., "DeepSeekMath", 2024; conventions of TRL's loss.
 //!
-//! 1. Questions are chosen. 2. For each prompt G responses are sampled. 3. Each is judged, and compared with its group.
-//! 4. Updates: the loss is that of [`objective`](super::objective), computed row by row by [`update`](super::update).
-//! 5. Metrics. 6. Checkpoint.
+//! 1. Questions or tasks are chosen. 2. At each, G attempts are drawn and judged; with a refill, groups without variance
+//!    are replaced. 3. Each attempt is compared with its group. 4. Updates: the loss is that of [`objective`](super::objective),
+//!    computed row by row by [`update`](super::update). 5. Metrics and warnings. 6. Validation. 7. Checkpoint.
 //!
 //! Left out of the published algorithm: nothing of the objective; several epochs over one batch are `updates`. The
 //! sampler and the trainer share their kernels, so old log-probabilities are the sampler's, unless a `correction` asks for
 //! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
 //! and equal responses of a group are one segment whose terms add up: both are exact.
 
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
+use serde_json::json;
 
 use super::checkpoint::{self, Position};
-use super::objective::advantage::{Advantage, advantages};
+use super::collect::{self, Compare, Order, Place};
+use super::draw::{How, Source};
 use super::objective::{Objective, Tally};
 use super::optimizer::{self, Optimizer};
 use super::schedule::Schedule;
-use super::update::{self, Group, Outcome as Update, Sample};
-use crate::infer::{Request, Sampling, complete};
+use super::shape::{self, Shape};
+use super::update::{self, Outcome as Update};
+use super::validation::{self, Keep, Track, Validate};
+use super::watch::Watch;
 use crate::model::Model;
-use crate::reward::Outcome;
-use crate::rng::Rng;
 
 /// Settings of the objective and the sampling.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Responses sampled for each prompt.
+    /// Attempts at each question or task.
     pub group: usize,
     pub epochs: u64,
-    /// Prompts in one batch of sampling.
+    /// Questions or tasks in one batch of sampling.
     pub batch: usize,
+    pub order: Order,
+    /// Rounds of sampling, at most, that replace groups without variance; 0 keeps them.
+    pub refill: u64,
     /// Optimizer updates taken on each batch.
     pub updates: usize,
     pub lr: f64,
@@ -44,42 +49,55 @@ pub struct Settings {
     pub temperature: f32,
     pub max_tokens: usize,
     pub objective: Objective,
-    pub advantage: Advantage,
+    pub compare: Compare,
+    pub shape: Shape,
+    /// Weight of the divergence as a price in the reward, estimated as the objective says; 0 leaves it out.
+    pub kl_in_reward: f64,
+    pub validate: Option<Validate>,
     pub row_tokens: usize,
     /// What is sampled and how data is ordered.
     pub seed: u64,
 }
 
-/// What is asked, and what an answer is worth.
-pub trait Questions {
-    /// How many there are.
-    fn len(&self) -> usize;
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Prompt of question `index`.
-    fn prompt(&self, index: usize) -> &[u32];
-    /// Judges an answer; `text` is `None` where it did not end in time.
-    fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
+/// Tokens and the time they took; never part of a result.
+#[derive(Default)]
+struct Speed {
+    tokens: u64,
+    time: Duration,
 }
 
-/// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where the objective's
-/// `kl` is not 0.
+impl Speed {
+    fn add(&mut self, tokens: u64, since: Instant) {
+        self.tokens += tokens;
+        self.time += since.elapsed();
+    }
+
+    /// Tokens a second.
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where its weight in the loss or
+/// the reward is not 0. `validation` is asked where the settings say so; it is never trained on.
 ///
 /// # Errors
-/// `Interrupted` with a checkpoint in scratch; what the optimizer refuses.
+/// `Interrupted` with a checkpoint in scratch; what the optimizer refuses; validation that is set and has no source.
 pub fn run(
     ctx: &OpContext<'_>,
     model: &mut Model,
     reference: Option<&Model>,
     text: &crate::text::Text,
-    questions: &dyn Questions,
+    source: &mut dyn Source,
+    mut validation: Option<&mut dyn Source>,
     settings: &Settings,
 ) -> Result<(), OpError> {
-    let batches = questions.len().div_ceil(settings.batch) as u64;
+    let batches = source.len().div_ceil(settings.batch) as u64;
     let steps = batches * settings.epochs;
     let total_updates = steps * settings.updates as u64;
-    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &settings.optimizer)? {
+    let loaded = checkpoint::load(ctx.scratch(), model, &settings.optimizer)?;
+    let fresh = loaded.is_none();
+    let (mut optimizer, mut position) = match loaded {
         Some(found) => {
             ctx.resume_metrics(found.1.step)?;
             found
@@ -88,83 +106,79 @@ pub fn run(
     };
     let counter = |name: &str| position.counters.get(name).copied().unwrap_or(0.0);
     let (mut updates, mut skipped) = (counter("updates") as u64, counter("skipped"));
-    let (mut sampled, mut trained) = (0u64, 0u64);
+    let mut watch = Watch::restore(&position.counters);
+    let mut track = Track::restore(&position.counters);
+    let (mut sampled, mut trained) = (Speed::default(), Speed::default());
     let how = update::Settings {
         objective: settings.objective,
         temperature: settings.temperature,
         longest: settings.max_tokens,
         row_tokens: settings.row_tokens,
     };
+    let mut validate = |at: u64, model: &mut Model, track: &mut Track| -> Result<(), OpError> {
+        let Some(how) = &settings.validate else { return Ok(()) };
+        let Some(source) = validation.as_deref_mut() else {
+            return Err(OpError::with_help("there is nothing to validate on", "leave `validate` out"));
+        };
+        let limits = (settings.max_tokens, settings.seed);
+        let (reward, accuracy) = validation::ask(ctx, (model, text), source, how, limits)?;
+        ctx.metric(at, "validation_reward", reward);
+        ctx.metric(at, "validation_accuracy", accuracy);
+        if track.see(at, reward) && how.keep == Keep::Best {
+            checkpoint::keep(ctx.scratch(), model, at)?;
+        }
+        Ok(())
+    };
+    if fresh {
+        validate(0, model, &mut track)?;
+    }
     for step in position.step..steps {
         let at = step + 1;
         let _span = tracing::debug_span!("batch", step).entered();
-        // 1. which questions: a fresh order each epoch
-        let (epoch, batch) = (step / batches, (step % batches) as usize);
-        let mut order: Vec<usize> = (0..questions.len()).collect();
-        Rng::at(settings.seed, &[0, epoch]).shuffle(&mut order);
-        let chosen = &order[batch * settings.batch..questions.len().min((batch + 1) * settings.batch)];
-        // 2. sample G responses each, the prompt computed once
-        let sampling = tracing::debug_span!("sample").entered();
-        let mut requests = Vec::with_capacity(chosen.len() * settings.group);
-        for (place, question) in chosen.iter().enumerate() {
-            for g in 0..settings.group {
-                let sampling = Sampling::plain(f64::from(settings.temperature), settings.max_tokens);
-                let rng = Rng::at(settings.seed, &[1, step, place as u64, g as u64]);
-                requests.push(Request::new(questions.prompt(*question), sampling, rng));
-            }
-        }
-        let mut completions = complete(model, text, requests, &|| false)?.into_iter();
-        drop(sampling);
-        // 3. judge, and compare within the group
-        let mut groups: Vec<Group> = Vec::with_capacity(chosen.len());
-        let (mut outcomes, mut rewards) = (Vec::new(), Vec::new());
-        let mut truncated = 0.0;
-        for question in chosen {
-            let prompt: Arc<[u32]> = questions.prompt(*question).into();
-            let mut samples = Vec::with_capacity(settings.group);
-            let mut of_group = Vec::with_capacity(settings.group);
-            for c in completions.by_ref().take(settings.group) {
-                let ended = c.ended();
-                let outcome = questions.judge(*question, ended.then_some(c.text.as_str()));
-                if !outcome.reward.is_finite() {
-                    let (r, reward) = (samples.len() + 1, outcome.reward);
-                    return Err(OpError::failed(format!(
-                        "the reward of response {r} of {} to question {question} is {reward}, expected a finite number",
-                        settings.group
-                    )));
-                }
-                of_group.push(outcome.reward);
-                outcomes.push(outcome);
-                truncated += f64::from(u8::from(!ended));
-                samples.push(Sample { prompt: prompt.clone(), ids: c.ids, sampling: c.logps, ..Sample::default() });
-            }
-            rewards.push(of_group);
-            groups.push(Group { question: *question, samples });
-        }
-        for (group, of_group) in groups.iter_mut().zip(advantages(&rewards, settings.advantage)) {
-            for (sample, advantage) in group.samples.iter_mut().zip(of_group) {
-                sample.advantage = advantage;
-            }
-        }
-        let responses: usize = groups.iter().map(|g| g.samples.len()).sum();
-        let tokens: usize = groups.iter().flat_map(|g| &g.samples).map(|s| s.ids.len()).sum();
-        sampled += tokens as u64;
         let at_batch = |error: OpError| match error {
             OpError::Failed { message, help } => OpError::Failed { message: format!("batch {at}: {message}"), help },
             other => other,
         };
+        // 1. which questions: a fresh order each epoch
+        let (epoch, first) = (step / batches, (step % batches) as usize * settings.batch);
+        let order = collect::order(source, settings.order, settings.seed, epoch);
+        let want = settings.batch.min(order.len() - first);
+        let place = Place { order: &order, first, want, refill: settings.refill };
+        // 2. draw G attempts at each
+        let sampling = tracing::debug_span!("sample").entered();
+        let since = Instant::now();
+        let drawing = How {
+            group: settings.group,
+            temperature: settings.temperature,
+            max_tokens: settings.max_tokens,
+            seed: settings.seed,
+            stream: &[1, step],
+        };
+        let rules = (&settings.shape, &settings.compare);
+        let (mut drawn, sums) = collect::collect(ctx, (model, text), source, place, &drawing, rules)?;
+        sampled.add(sums.tokens as u64, since);
+        drop(sampling);
+        // 3. compare within the group
+        let since = Instant::now();
+        let mut price = None;
+        if let Some(reference) = reference.filter(|_| settings.kl_in_reward > 0.0) {
+            let rule = (settings.kl_in_reward, settings.objective.kl_estimator);
+            price = Some(shape::charge(reference, &mut drawn, rule, &how).map_err(at_batch)?);
+        }
+        let attempts = drawn.iter().map(|d| d.attempts.len()).sum::<usize>();
+        let advantages = collect::compare(&drawn, &settings.compare)?;
+        let mut groups = collect::grouped(drawn, advantages);
         update::score(model, &mut groups, &how).map_err(at_batch)?;
         // 4. updates: the batch in order, cut into equal parts
         let mut seen: Vec<Update> = Vec::new();
         let (mut norm, mut steps_taken) = (0.0, 0);
-        let share = groups.len().div_ceil(settings.updates);
+        let share = groups.len().div_ceil(settings.updates).max(1);
         for part in groups.chunks(share) {
             let _span = tracing::debug_span!("update").entered();
             let lr = settings.lr * settings.schedule.factor(updates, total_updates, settings.warmup);
             updates += 1;
             let update = update::accumulate(model, reference, part, &how).map_err(at_batch)?;
             let reached = update.reached;
-            trained += update.trained;
             seen.push(update);
             if reached {
                 norm += optimizer.step(model, lr).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
@@ -173,47 +187,65 @@ pub fn run(
                 skipped += 1.0;
             }
         }
-        // 5. report
-        let n = responses as f64;
-        let mean = |f: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / n;
-        let reward = mean(&|o| o.reward);
-        let correct = mean(&|o| f64::from(u8::from(o.correct)));
-        let flat = groups.iter().filter(|g| g.flat()).count() as f64;
-        let truncated = truncated / n;
-        ctx.metric(at, "reward", reward);
-        ctx.metric(at, "accuracy", correct);
-        ctx.metric(at, "malformed", mean(&|o| f64::from(u8::from(o.malformed))));
-        for position in 0..2 {
-            let there: Vec<_> = outcomes.iter().filter(|o| o.position == Some(position)).collect();
-            if !there.is_empty() {
-                let right = there.iter().filter(|o| o.correct).count() as f64 / there.len() as f64;
-                ctx.metric(at, ["accuracy_first", "accuracy_second"][position], right);
-            }
+        if groups.is_empty() {
+            // every group that was drawn was dropped
+            updates += settings.updates as u64;
+            skipped += settings.updates as f64;
         }
-        ctx.metric(at, "length", tokens as f64 / n);
-        ctx.metric(at, "truncated", truncated);
-        ctx.metric(at, "zero_variance", flat / groups.len() as f64);
-        report(ctx, at, &seen, &settings.objective);
+        trained.add(seen.iter().map(|u| u.trained).sum(), since);
+        // 5. report
+        sums.report(ctx, at);
+        if settings.refill > 0 {
+            ctx.metric(at, "drawn", sums.groups as f64);
+            ctx.metric(at, "refilled", (sums.groups - want) as f64);
+            ctx.metric(at, "kept", groups.len() as f64);
+        }
+        if let Some(kl) = price {
+            let tokens: usize = groups.iter().flat_map(|g| &g.samples).map(|s| s.ids.len()).sum();
+            ctx.metric(at, "kl", kl / tokens.max(1) as f64);
+            ctx.metric(at, "reward_kl", -settings.kl_in_reward * kl / attempts.max(1) as f64);
+        }
+        let entropy = report(ctx, at, &seen, &settings.objective);
         if steps_taken > 0 {
             ctx.metric(at, "grad_norm", norm / f64::from(steps_taken));
         }
-        if truncated > 0.5 {
-            let help = format!(
-                "{:.0} % of the responses of batch {at} ran out of tokens; raise `max_tokens`",
-                truncated * 100.0
-            );
-            ctx.say(Level::Warning, help);
+        for warning in watch.see(at, &sums.seen(entropy)) {
+            ctx.say(Level::Warning, warning);
         }
-        ctx.progress(at, steps, "batches", format!("reward {reward:.3}, right {:.0} %", correct * 100.0));
-        // 6. checkpoint, and stop if asked to
+        let (reward, right) = (sums.mean_reward(), sums.accuracy() * 100.0);
+        let speeds = format!("tokens/s: {:.0} sampled, {:.0} trained", sampled.rate(), trained.rate());
+        ctx.progress(at, steps, "batches", format!("reward {reward:.3}, right {right:.0} %, {speeds}"));
+        // 6. validation
+        let mut over = at == steps;
+        if let Some(how) = settings.validate.filter(|how| over || at.is_multiple_of(how.every)) {
+            validate(at, model, &mut track)?;
+            if !over && track.over(&how) {
+                over = true;
+                let best = track.best.map_or(0, |best| best.0);
+                let none = track.without_gain;
+                ctx.say(
+                    Level::Info,
+                    format!("training ends after batch {at} of {steps}: {none} validations without a better reward than that after batch {best}"),
+                );
+            }
+        }
+        // 7. checkpoint, and stop if asked to
         position.step = at;
         position.counters.insert("updates".into(), updates as f64);
         position.counters.insert("skipped".into(), skipped);
         position.counters.insert("optimizer".into(), optimizer.steps() as f64);
+        watch.save(&mut position.counters);
+        track.save(&mut position.counters);
+        if over {
+            break;
+        }
         let stopping = ctx.stopping();
-        if at < steps && (stopping || at.is_multiple_of(settings.checkpoint_every)) {
+        if stopping || at.is_multiple_of(settings.checkpoint_every) {
             ctx.sync_metrics()?;
             checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
+            if let Some((best, _)) = track.best {
+                checkpoint::forget_others(ctx.scratch(), best)?;
+            }
             if stopping {
                 return Err(OpError::Interrupted);
             }
@@ -222,27 +254,34 @@ pub fn run(
     if skipped > 0.0 {
         ctx.say(
             Level::Info,
-            format!("{skipped} of {total_updates} updates had no group with unequal rewards, and were left out"),
+            format!("{skipped} of {updates} updates had no group with unequal rewards, and were left out"),
         );
     }
-    checkpoint::check_finite(model, steps).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
-    ctx.note("tokens_sampled", sampled);
-    ctx.note("tokens_trained", trained);
+    checkpoint::check_finite(model, position.step).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
+    if let (Some((best, reward)), Some(Keep::Best)) = (track.best, settings.validate.map(|how| how.keep)) {
+        checkpoint::take_kept(ctx.scratch(), model, best)?;
+        ctx.note("best", json!({ "batch": best, "validation_reward": reward }));
+    }
+    ctx.note("tokens_sampled", sampled.tokens);
+    ctx.note("tokens_trained", trained.tokens);
+    let speed = json!({ "sampled_per_second": sampled.rate(), "trained_per_second": trained.rate() });
+    ctx.note("speed", speed);
     Ok(())
 }
 
 /// Metrics of a batch's updates. The gap between sampler and trainer is that of the first part: the others meet weights
-/// that have changed since they were sampled, on purpose.
-fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) {
+/// that have changed since they were sampled, on purpose. Returns the entropy, where anything was trained on.
+fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) -> Option<f64> {
     let tokens: f64 = seen.iter().map(|u| u.tally.tokens).sum();
     if tokens == 0.0 {
-        return;
+        return None;
     }
+    let entropy = seen.iter().map(|u| u.entropy).sum::<f64>() / tokens;
     let mut tally = Tally::default();
     seen.iter().for_each(|u| tally.merge(&u.tally));
     let (low, high) = tally.clipped();
     ctx.metric(at, "loss", tally.loss / seen.len() as f64);
-    ctx.metric(at, "entropy", seen.iter().map(|u| u.entropy).sum::<f64>() / tokens);
+    ctx.metric(at, "entropy", entropy);
     ctx.metric(at, "clip_low", low);
     ctx.metric(at, "clip_high", high);
     ctx.metric(at, "clip_region", low + high);
@@ -259,4 +298,5 @@ fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) 
         ctx.metric(at, "weight_max", largest);
         ctx.metric(at, "weight_cut", cut);
     }
+    Some(entropy)
 }

@@ -1,13 +1,14 @@
 //! Maximum-likelihood training on masked sequences: pretraining and imitation share this loop.
 //!
-//! Each update takes a batch of examples, packs them into rows, adds up gradients of the mean negative log-probability
-//! over the *whole step's* targets, clips, and takes one AdamW step. Which examples an update takes is a function of
+//! Each update takes a batch of examples, packs them into rows in which common beginnings are computed once, adds up
+//! gradients of the mean negative log-probability over the *whole step's* targets, clips, and takes one AdamW step. Which examples an update takes is a function of
 //! the seed and the update's number, so a run continues from a checkpoint to the same bytes.
 
 use actloom_engine::op::{OpContext, OpError};
 
-use super::batch::{Example, pack};
+use super::batch::Example;
 use super::checkpoint::{self, Position};
+use super::forest::Forest;
 use super::optimizer::{self, Optimizer, Settings};
 use super::schedule::Schedule;
 use crate::model::{Model, failed, lora};
@@ -25,6 +26,57 @@ pub struct Plan {
     pub checkpoint_every: u64,
     /// Numbers about the data, recorded once as metrics of step 0.
     pub facts: Vec<(&'static str, f64)>,
+}
+
+/// What an update saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Tokens that count, each as often as an example has it.
+    pub targets: usize,
+    /// Means over them: negative log-probability, and entropy of the prediction; both in nats.
+    pub loss: f64,
+    pub entropy: f64,
+    /// Tokens that went through the model.
+    pub computed: u64,
+}
+
+/// Adds to `model` the gradient of `weight` times the mean negative log-probability of the examples' targets. `update` is its
+/// number, for adapters that drop entries.
+///
+/// # Errors
+/// candle's; examples that hold nothing to learn.
+pub fn accumulate(
+    model: &mut Model,
+    examples: &[Example],
+    weight: f64,
+    row_tokens: usize,
+    update: u64,
+) -> Result<Sums, OpError> {
+    let targets: usize = examples.iter().map(Example::targets).sum();
+    if targets == 0 {
+        return Err(OpError::failed(format!("update {} has nothing to learn: every token is masked", update + 1)));
+    }
+    let mut forest = Forest::new(row_tokens);
+    for (member, example) in examples.iter().enumerate() {
+        forest.add(member, &example.ids, |token| example.learn[token]);
+    }
+    let coefficient = -weight / targets as f64;
+    let (mut loss, mut entropy, mut computed) = (0.0, 0.0, 0);
+    for (number, row) in forest.rows().into_iter().enumerate() {
+        lora::set_dropout(model, update, number as u64);
+        // a target counts for every example that has it
+        let times = |target: usize| row.owners[target].len() as f64;
+        let stats = model
+            .train(&row.ids, &row.packing, &row.targets, 1.0, |target, _| (coefficient * times(target)) as f32)
+            .map_err(failed)?;
+        for (target, stats) in stats.iter().enumerate() {
+            loss -= times(target) * f64::from(stats.logp);
+            entropy += times(target) * f64::from(stats.entropy);
+        }
+        computed += row.ids.len() as u64;
+    }
+    let n = targets as f64;
+    Ok(Sums { targets, loss: loss / n, entropy: entropy / n, computed })
 }
 
 /// Trains `model` in place. `batch(step)` gives the examples of an update.
@@ -53,23 +105,11 @@ pub fn run(
         let _span = tracing::debug_span!("update", step).entered();
         // 1. the examples of this update
         let examples = tracing::debug_span!("examples").in_scope(|| batch(step))?;
-        let examples: Vec<&Example> = examples.iter().collect();
-        let targets: usize = examples.iter().map(|e| e.targets()).sum();
-        if targets == 0 {
-            return Err(OpError::failed(format!("update {} has nothing to learn: every token is masked", step + 1)));
-        }
-        // 2. gradients of the mean over the step's targets, row by row
-        let coefficient = -1.0 / targets as f32;
-        let (mut loss, mut entropy) = (0.0, 0.0);
-        for (number, row) in pack(&examples, plan.row_tokens).into_iter().enumerate() {
-            lora::set_dropout(model, step, number as u64);
-            let stats = model.train(&row.ids, &row.packing, &row.targets, 1.0, |_, _| coefficient).map_err(failed)?;
-            loss -= stats.iter().map(|s| f64::from(s.logp)).sum::<f64>();
-            entropy += stats.iter().map(|s| f64::from(s.entropy)).sum::<f64>();
-            tokens += row.ids.len() as u64;
-        }
+        // 2. gradients of the mean over the step's targets
+        let sums = accumulate(model, &examples, 1.0, plan.row_tokens, step)?;
+        tokens += sums.computed;
         // 3. refuse what is not finite, clip and step
-        if !loss.is_finite() {
+        if !sums.loss.is_finite() {
             let of = optimizer::not_finite(model)?
                 .map_or(String::new(), |name| format!(", and so is the gradient of `{name}`"));
             let error = OpError::with_help(
@@ -83,10 +123,9 @@ pub fn run(
             .in_scope(|| optimizer.step(model, lr))
             .map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
         // 4. report
-        let n = targets as f64;
         let at = step + 1;
-        ctx.metric(at, "loss", loss / n);
-        ctx.metric(at, "entropy", entropy / n);
+        ctx.metric(at, "loss", sums.loss);
+        ctx.metric(at, "entropy", sums.entropy);
         ctx.metric(at, "grad_norm", norm);
         ctx.metric(at, "lr", lr);
         let cut = examples.iter().filter(|e| e.cut).count();
@@ -94,7 +133,7 @@ pub fn run(
             ctx.metric(at, "truncated", cut as f64);
         }
         ctx.metric(at, "tokens", examples.iter().map(|e| e.ids.len()).sum::<usize>() as f64);
-        ctx.progress(at, plan.steps, "updates", format!("loss {:.3}", loss / n));
+        ctx.progress(at, plan.steps, "updates", format!("loss {:.3}", sums.loss));
         // 5. checkpoint, and stop if asked to
         position.step = at;
         let stopping = ctx.stopping();

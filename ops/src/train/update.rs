@@ -1,18 +1,19 @@
-//! One update of policy optimisation: groups of responses as packed rows, their losses and gradients.
+//! One update of policy optimisation: responses as packed rows, their losses and gradients.
 //!
-//! 1. Groups become rows: the prompt once, the distinct responses of a group as its children.
+//! 1. Prompts with their responses become a forest: what two of them begin with is computed once.
 //! 2. What the objective needs beforehand is scored: the reference for KL, the policy itself where a ratio is a whole
 //!    response's.
 //! 3. Each row goes forward and backward; the objective gives each token's coefficient.
 //!
-//! Invariants: equal responses of a group are one segment whose coefficients add up, which is exact; a number that is not
+//! Invariants: a target that several responses share has the sum of their coefficients, which is exact; a number that is not
 //! finite stops the run, with the response it belongs to, before a weight changes.
 
 use std::sync::Arc;
 
 use actloom_engine::op::OpError;
 
-use super::batch::Row;
+use super::batch::{Owner, Row};
+use super::forest::Forest;
 use super::objective::{Credit, Objective, Response, Size, Tally, Term, Weights};
 use crate::model::{Model, failed};
 use crate::nn::layer::TokenStats;
@@ -69,12 +70,6 @@ pub struct Settings {
 /// Who gave a response: indices of the group and within it.
 type Member = (usize, usize);
 
-/// A row, and who gave each of its distinct responses.
-struct Packed {
-    row: Row,
-    pieces: Vec<Vec<Member>>,
-}
-
 /// Sums over an update beside those of the objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -89,47 +84,42 @@ pub struct Outcome {
     pub reached: bool,
 }
 
-fn pack(groups: &[Group], settings: &Settings) -> Vec<Packed> {
-    let mut out: Vec<Packed> = Vec::new();
+/// The responses that take part, and the rows that hold them: owners of targets are places in the list.
+fn pack(groups: &[Group], settings: &Settings) -> (Vec<Member>, Vec<Row>) {
+    let mut members = Vec::new();
+    let mut forest = Forest::new(settings.row_tokens);
     for (g, group) in groups.iter().enumerate() {
         if settings.objective.kl == 0.0 && group.flat() {
             continue;
         }
-        let mut prompts: Vec<&Arc<[u32]>> = Vec::new();
-        for sample in &group.samples {
-            if !prompts.contains(&&sample.prompt) {
-                prompts.push(&sample.prompt);
-            }
+        for (s, sample) in group.samples.iter().enumerate() {
+            let prompt = sample.prompt.len();
+            assert!(prompt > 0, "BUG: a response has no prompt, and nothing predicts its first token");
+            forest.add(members.len(), &[&*sample.prompt, &sample.ids].concat(), |token| token >= prompt);
+            members.push((g, s));
         }
-        let of_prompts: usize = prompts.iter().map(|p| p.len()).sum();
-        let size = of_prompts + group.samples.iter().map(|s| s.ids.len()).sum::<usize>();
-        if out.last().is_none_or(|p| p.row.ids.len() + size > settings.row_tokens) {
-            out.push(Packed { row: Row::default(), pieces: Vec::new() });
-        }
-        let Some(Packed { row, pieces }) = out.last_mut() else { continue };
-        for prompt in prompts {
-            let root = row.add(0, None, prompt, |_| false);
-            row.members.pop();
-            let first = pieces.len();
-            for (s, sample) in group.samples.iter().enumerate().filter(|(_, s)| s.prompt == *prompt) {
-                let equal = pieces[first..].iter_mut().find(|p| group.samples[p[0].1].ids == sample.ids);
-                if let Some(piece) = equal {
-                    piece.push((g, s));
-                    continue;
-                }
-                row.add(pieces.len(), Some(root), &sample.ids, |_| true);
-                pieces.push(vec![(g, s)]);
+    }
+    (members, forest.rows())
+}
+
+/// Log-probabilities of each member's tokens.
+fn score_rows(
+    model: &Model,
+    groups: &[Group],
+    (members, rows): (&[Member], &[Row]),
+    temperature: f32,
+) -> Result<Vec<Vec<f32>>, OpError> {
+    let samples: Vec<&Sample> = members.iter().map(|(g, s)| &groups[*g].samples[*s]).collect();
+    let mut logps: Vec<Vec<f32>> = samples.iter().map(|s| vec![0.0; s.ids.len()]).collect();
+    for row in rows {
+        let stats = model.score(&row.ids, &row.packing, &row.targets, temperature).map_err(failed)?;
+        for (stats, owners) in stats.iter().zip(&row.owners) {
+            for Owner { member, token } in owners {
+                logps[*member][token - samples[*member].prompt.len()] = stats.logp;
             }
         }
     }
-    out
-}
-
-/// Log-probabilities of each piece's tokens.
-fn score_row(model: &Model, packed: &Packed, temperature: f32) -> Result<Vec<Vec<f32>>, OpError> {
-    let row = &packed.row;
-    let stats = model.score(&row.ids, &row.packing, &row.targets, temperature).map_err(failed)?;
-    Ok(row.members.iter().map(|(_, range)| stats[range.clone()].iter().map(|s| s.logp).collect()).collect())
+    Ok(logps)
 }
 
 /// Where there is a correction: asks the trainer for its own log-probabilities before the first update of a batch, and
@@ -139,16 +129,13 @@ fn score_row(model: &Model, packed: &Packed, temperature: f32) -> Result<Vec<Vec
 /// candle's; a log-probability that is not finite.
 pub fn score(model: &Model, groups: &mut [Group], settings: &Settings) -> Result<(), OpError> {
     let Some(correction) = settings.objective.correction else { return Ok(()) };
-    for packed in pack(groups, settings) {
-        let logps = score_row(model, &packed, settings.temperature)?;
-        for (members, logps) in packed.pieces.iter().zip(&logps) {
-            for member in members {
-                check(groups, *member, logps, "the trainer's log-probability")?;
-                let sample = &mut groups[member.0].samples[member.1];
-                sample.weights = Some(correction.weights(logps, &sample.sampling, None));
-                sample.scored = Some(logps.clone());
-            }
-        }
+    let (members, rows) = pack(groups, settings);
+    let logps = score_rows(model, groups, (&members, &rows), settings.temperature)?;
+    for (member, logps) in members.into_iter().zip(logps) {
+        check(groups, member, &logps, "the trainer's log-probability")?;
+        let sample = &mut groups[member.0].samples[member.1];
+        sample.weights = Some(correction.weights(&logps, &sample.sampling, None));
+        sample.scored = Some(logps);
     }
     Ok(())
 }
@@ -190,59 +177,50 @@ pub fn accumulate(
         responses: groups.iter().map(|g| g.samples.len()).sum(),
         longest: settings.longest,
     };
-    let mut out = Outcome::default();
-    for packed in pack(groups, settings) {
-        let row = &packed.row;
-        let references = match reference {
-            Some(reference) if objective.kl > 0.0 => Some(score_row(reference, &packed, settings.temperature)?),
-            _ => None,
-        };
-        let sample = |(g, s): Member| &groups[g].samples[s];
-        let response = |piece: usize, member: Member| {
-            let sample = sample(member);
-            Response {
-                credit: Credit::Response(sample.advantage),
-                old: Some(sample.old()),
-                reference: references.as_ref().map(|r| r[piece].as_slice()),
-                mask: None,
-                weights: sample.weights.as_ref(),
-            }
-        };
-        // terms of each member of each piece, token by token
-        let mut terms: Vec<Vec<Vec<Option<Term>>>> = match objective.needs_whole() {
-            true => {
-                let logps = score_row(model, &packed, settings.temperature)?;
-                let of = |(p, members): (usize, &Vec<Member>)| {
-                    members.iter().map(|m| objective.response(&logps[p], &response(p, *m), size)).collect()
-                };
-                packed.pieces.iter().enumerate().map(of).collect()
-            }
-            false => packed.pieces.iter().map(|members| vec![Vec::new(); members.len()]).collect(),
-        };
-        let mut owner = Vec::with_capacity(row.targets.len());
-        for (piece, range) in &row.members {
-            owner.extend((0..range.len()).map(|i| (*piece, i)));
+    let (members, rows) = pack(groups, settings);
+    let of_rows = |model: &Model| score_rows(model, groups, (&members, &rows), settings.temperature);
+    let references = match reference {
+        Some(reference) if objective.kl > 0.0 => Some(of_rows(reference)?),
+        _ => None,
+    };
+    let samples: Vec<&Sample> = members.iter().map(|(g, s)| &groups[*g].samples[*s]).collect();
+    let response = |member: usize| Response {
+        credit: Credit::Response(samples[member].advantage),
+        old: Some(samples[member].old()),
+        reference: references.as_ref().map(|r| r[member].as_slice()),
+        mask: None,
+        weights: samples[member].weights.as_ref(),
+    };
+    // terms of each member, token by token
+    let mut terms: Vec<Vec<Option<Term>>> = match objective.needs_whole() {
+        true => {
+            let logps = of_rows(model)?;
+            logps.iter().enumerate().map(|(m, logps)| objective.response(logps, &response(m), size)).collect()
         }
+        false => samples.iter().map(|s| vec![None; s.ids.len()]).collect(),
+    };
+    let mut out = Outcome::default();
+    for row in &rows {
         let mut wrong: Option<OpError> = None;
         let coefficient = |target: usize, stats: TokenStats| {
-            let (piece, i) = owner[target];
             let logp = f64::from(stats.logp);
             let mut sum = 0.0;
-            for (member, terms) in packed.pieces[piece].iter().zip(&mut terms[piece]) {
-                let sampling = &sample(*member).sampling;
+            for Owner { member, token } in &row.owners[target] {
+                let sample = samples[*member];
+                let i = token - sample.prompt.len();
                 if !objective.needs_whole() {
-                    let share = objective.share(size, sampling.len());
-                    terms.push(objective.token(i, logp, share, &response(piece, *member)));
+                    let share = objective.share(size, sample.ids.len());
+                    terms[*member][i] = objective.token(i, logp, share, &response(*member));
                 }
-                let Some(term) = terms[i] else { continue };
+                let Some(term) = terms[*member][i] else { continue };
                 sum += term.gradient;
                 let numbers = [("the log-probability", logp), ("the loss", term.loss), ("the gradient", term.gradient)];
                 // as float32, which is what the gradient becomes
                 let bad = numbers.iter().find(|(_, n)| !(*n as f32).is_finite());
                 if let (None, Some((what, value))) = (&wrong, bad) {
-                    wrong = Some(not_finite(groups, *member, i, what, *value));
+                    wrong = Some(not_finite(groups, members[*member], i, what, *value));
                 }
-                let gap = (logp - f64::from(sampling[i])).abs();
+                let gap = (logp - f64::from(sample.sampling[i])).abs();
                 out.gap = out.gap.max(gap);
                 out.gap_sum += gap;
                 out.entropy += f64::from(stats.entropy);
@@ -255,13 +233,11 @@ pub fn accumulate(
             return Err(error);
         }
         out.trained += row.ids.len() as u64;
-        for (members, terms) in packed.pieces.iter().zip(&terms) {
-            for (member, terms) in members.iter().zip(terms) {
-                out.tally.add(objective.ratio, terms);
-                if let (Some(weights), Some(correction)) = (&sample(*member).weights, objective.correction) {
-                    out.tally.add_weights(weights, None, correction.cap);
-                }
-            }
+    }
+    for (sample, terms) in samples.iter().zip(&terms) {
+        out.tally.add(objective.ratio, terms);
+        if let (Some(weights), Some(correction)) = (&sample.weights, objective.correction) {
+            out.tally.add_weights(weights, None, correction.cap);
         }
     }
     Ok(out)

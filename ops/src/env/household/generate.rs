@@ -126,7 +126,7 @@ pub(super) struct Rooms {
 
 impl Rooms {
     pub fn of(settings: &Settings, split: Split) -> Rooms {
-        Rooms { pools: ROOMS.iter().map(|room| Layout::pool(room, settings, split == Split::Ood)).collect() }
+        Rooms { pools: ROOMS.iter().map(|room| Layout::pool(room, settings, split.is_unseen())).collect() }
     }
 }
 
@@ -157,6 +157,9 @@ pub(super) fn task(settings: &Settings, rooms: &Rooms, split: Split, index: usiz
             Split::Train => novelty.is_empty() && draft.fingerprint() % 4 != 0,
             Split::Id => novelty.is_empty() && draft.fingerprint() % 4 == 0,
             Split::Ood => !novelty.is_empty(),
+            Split::OodLayout => novelty.is_empty(),
+            Split::OodPair => novelty == [Novelty::Pair],
+            Split::OodReceptacle => novelty.contains(&Novelty::Receptacle),
         };
         let (world, start) = draft.build();
         if !fits || draft.goal.aim(&world).holds(&world, &start) {
@@ -189,7 +192,7 @@ impl<'a> Draft<'a> {
         let room_kind = kind.rooms()[rng.below(kind.rooms().len())];
         let pool = &rooms.pools[room_kind as usize];
         let layout = &pool[rng.below(pool.len())];
-        let (size, unseen) = (settings.size, split == Split::Ood);
+        let (size, unseen) = (settings.size, split.is_unseen());
         let usual = |place: &&Place| layout.has(place.receptacle) && place.weight > 0 && (unseen || !place.unseen);
         // Unseen pairs are drawn more often than their weight where they may be drawn at all: they are what is tested.
         let weight = |place: &Place| if place.unseen { 3 * place.weight } else { place.weight };

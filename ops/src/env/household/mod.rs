@@ -107,7 +107,7 @@ pub enum Size {
 
 /// Which tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// For demonstrations and training.
     Train,
@@ -115,16 +115,35 @@ pub enum Split {
     Id,
     /// Rooms that training never sees, with receptacle classes and object-receptacle pairs that it never sees.
     Ood,
+    /// Rooms that training never sees; the goal is about nothing else that is new.
+    OodLayout,
+    /// Rooms that training never sees; the goal's object lies or belongs where it never does in training, but in a class
+    /// of receptacle that training has.
+    OodPair,
+    /// Rooms that training never sees; the goal is about a class of receptacle that training does not have.
+    OodReceptacle,
 }
 
 impl Split {
-    /// `train`, `id`, `ood`.
+    /// All of them.
+    pub const ALL: [Split; 6] =
+        [Split::Train, Split::Id, Split::Ood, Split::OodLayout, Split::OodPair, Split::OodReceptacle];
+
+    /// `train`, `id`, `ood`, `ood_layout`, `ood_pair`, `ood_receptacle`.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "train",
             Split::Id => "id",
             Split::Ood => "ood",
+            Split::OodLayout => "ood_layout",
+            Split::OodPair => "ood_pair",
+            Split::OodReceptacle => "ood_receptacle",
         }
+    }
+
+    /// In rooms that training never sees.
+    pub fn is_unseen(self) -> bool {
+        !matches!(self, Split::Train | Split::Id)
     }
 }
 

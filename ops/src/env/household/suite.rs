@@ -12,7 +12,8 @@ use crate::env::{Env, EnvError, Suite, no_split};
 
 /// Splits, by the names of generated rooms and by those of ALFWorld's folders: `id` is `valid_seen`, `ood` is
 /// `valid_unseen`.
-pub const SPLITS: [&str; 5] = ["train", "id", "ood", "valid_seen", "valid_unseen"];
+pub const SPLITS: [&str; 8] =
+    ["train", "id", "ood", "ood_layout", "ood_pair", "ood_receptacle", "valid_seen", "valid_unseen"];
 
 /// Opens the household.
 ///
@@ -28,22 +29,21 @@ pub fn open(settings: &Settings, data: Option<&Utf8Path>) -> Result<Box<dyn Suit
 /// Rooms and tasks that are made.
 struct Generated {
     settings: Settings,
-    /// By split: train, id, ood.
-    rooms: [Rooms; 3],
+    /// By split.
+    rooms: [Rooms; 6],
 }
 
 impl Generated {
     fn new(settings: Settings) -> Generated {
-        let rooms = [Split::Train, Split::Id, Split::Ood].map(|split| Rooms::of(&settings, split));
+        let rooms = Split::ALL.map(|split| Rooms::of(&settings, split));
         Generated { settings, rooms }
     }
 
     fn split(&self, name: &str) -> Result<Split, EnvError> {
         match name {
-            "train" => Ok(Split::Train),
-            "id" | "valid_seen" => Ok(Split::Id),
-            "ood" | "valid_unseen" => Ok(Split::Ood),
-            _ => Err(no_split(self, name)),
+            "valid_seen" => Ok(Split::Id),
+            "valid_unseen" => Ok(Split::Ood),
+            _ => Split::ALL.into_iter().find(|split| split.name() == name).ok_or_else(|| no_split(self, name)),
         }
     }
 }
@@ -54,7 +54,7 @@ impl Suite for Generated {
     }
 
     fn splits(&self) -> Vec<String> {
-        SPLITS[..3].iter().map(|s| (*s).to_owned()).collect()
+        Split::ALL.iter().map(|split| split.name().to_owned()).collect()
     }
 
     fn count(&self, split: &str) -> Result<Option<usize>, EnvError> {

@@ -3,11 +3,13 @@
 //! 1. [`Prompt`]: the table `prompt` of a recipe: a style, and what is changed of it.
 //! 2. [`Scene`]: a state of an episode; [`Prompt::messages`] makes messages of it.
 //! 3. [`Prompt::parse`]: the action that a reply says, or why it says none.
+//! 4. [`Prompt::question`] asks which of two actions is better; [`Prompt::choice`] and [`Prompt::which`] read the answer.
 //!
 //! Invariants: one value of [`Prompt`] says how states are written in training and in play alike; a reply is an action
 //! only as a whole, and nothing quoted inside it counts; the default writes what the environment says and takes the whole
 //! reply for the action.
 
+mod choice;
 pub(crate) mod fill;
 mod parse;
 mod preset;
@@ -20,10 +22,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use self::fill::fill;
+pub use self::choice::{Choosing, Reason};
+pub(crate) use self::fill::{fill, names as placeholders};
+pub(crate) use self::parse::says_something;
 pub use self::parse::{ACTION_CLOSE, ACTION_LINE, ACTION_OPEN, Malformed, Reply, THOUGHT_LINE};
 use self::preset::Slot;
-use super::dialogue::{said, split_reasoning};
+use super::dialogue::said;
 use super::tokenizer::{Message, Role};
 use crate::artifact::Task;
 
@@ -52,6 +56,15 @@ pub struct Prompt {
     /// What of the reply is the action: `bare`, `tag` and `line` in the styles `bare`, `tagged` and `react`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
+    /// In questions which of two actions is better: whether the answer is the text of one or its number, 1 or 2; `text`
+    /// where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choosing>,
+    /// In the same questions: whether there is a reasoning before the choice. Left out, it is as `thinking` says, but
+    /// that `none` allows one. With `none` an answer that holds one is malformed; a chat template that thinks of its own
+    /// accord needs `enable_thinking = false` then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
     /// The variable `enable_thinking` of the model's chat template; left out, the template decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_thinking: Option<bool>,
@@ -257,7 +270,7 @@ impl Prompt {
 
     /// A state as messages, the last of which asks which of two actions is better.
     pub fn question(&self, scene: &Scene<'_>, shown: &[String; 2]) -> Vec<Message> {
-        let mut messages = self.messages(scene);
+        let mut messages = self.asking().messages(scene);
         if let Some(last) = messages.last_mut().filter(|last| last.role == Role::User) {
             last.content.push('\n');
             last.content.push_str(&fill(self.text(Slot::Question), |name| match name {
@@ -325,16 +338,6 @@ impl Prompt {
         parse::parse(self.answer(), self.thinking(), reply)
     }
 
-    /// What an answer to the question which action is better says, in the marks of an action. A reasoning may stand
-    /// first, whatever is asked of actions: what helps a choice is left to the model.
-    pub fn choice<'a>(&self, answer: &'a str) -> Option<&'a str> {
-        if self.is_plain() {
-            return split_reasoning(answer).map(|(_, said)| said.trim());
-        }
-        let thinking = if self.thinking() == Thinking::None { Thinking::Optional } else { self.thinking() };
-        parse::parse(self.answer(), thinking, answer).ok().map(|reply| reply.action)
-    }
-
     /// What the model's chat template is told.
     pub fn variables(&self) -> Map<String, Value> {
         self.enable_thinking.map(|on| ("enable_thinking".to_owned(), Value::Bool(on))).into_iter().collect()
@@ -377,6 +380,7 @@ impl Prompt {
             let what = "a conversation tells everything, expected `all`";
             problems.push(Problem::new(&["prompt", "history"], what).help("write `form = \"single\"`"));
         }
+        problems.extend(self.check_choice());
         if self.enable_thinking == Some(true) && self.thinking() == Thinking::None {
             let what = "the model is told to think, and its reasoning would be taken for the action";
             let help = "write `thinking = \"optional\"`, or `\"opened\"` where the template writes `<think>`";

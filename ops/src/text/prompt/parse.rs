@@ -101,7 +101,7 @@ fn is_blank(c: char) -> bool {
 }
 
 /// Whether there is a letter or a digit in a text.
-fn says_something(text: &str) -> bool {
+pub(crate) fn says_something(text: &str) -> bool {
     text.chars().any(|c| c.is_alphanumeric() && !is_blank(c))
 }
 

@@ -106,7 +106,7 @@ impl Prompt {
             Slot::Past => "Step {step}. You saw:\n{observation}\nYou did: {action}",
             Slot::Actions => "Now you can do one of these:\n{list}",
             Slot::Folded => "Now {count} actions are possible.\nThey begin with: {kinds}",
-            Slot::Question => "Which action is better?\n{first}\n{second}",
+            Slot::Question => self.preset_question(),
         })
     }
 
@@ -129,7 +129,7 @@ impl Prompt {
     }
 
     /// The plain style: whatever the environment says and nothing more.
-    fn says_nothing(&self) -> bool {
+    pub(super) fn says_nothing(&self) -> bool {
         self.style == Style::Bare && self.answer() == Answer::Bare && self.texts.instructions.is_none()
     }
 

@@ -22,6 +22,7 @@ use crate::env::{Observation, Snapshot};
 use crate::op::rollout::{Clock, Played, advance};
 use crate::op::worlds::{Game, Record};
 use crate::policy::{self, Finish};
+use crate::rng::Rng;
 pub use open::{Asked, Model, Opened, Wrong};
 pub use out::{append, fits};
 
@@ -283,16 +284,16 @@ pub fn watch(opened: Opened, face: &mut dyn Face) -> Result<(Episode, bool), OpE
             stopped = true;
             break;
         }
-        let at = (player.seed, &[opened.index][..], step);
-        let answers = match advance(&mut *policy, &params, &mut games, at, &|| face.stopping(), &mut clock) {
+        let stream = |_: usize| Rng::at(player.seed, &[opened.index as u64, step as u64]);
+        let answers = match advance(&mut *policy, &params, &mut games, &stream, &|| face.stopping(), &mut clock) {
             Err(OpError::Interrupted) => {
                 stopped = true;
                 break;
             }
             answers => answers?,
         };
-        let Some((_, answer)) = answers.into_iter().next().filter(|_| !games[0].full) else { break };
-        face.show(&reply(&params.prompt, &answer));
+        let Some(replied) = answers.into_iter().next().filter(|_| !games[0].full) else { break };
+        face.show(&reply(&params.prompt, &replied.answer));
         face.show(&stepped(&games[0].game));
     }
     if !stopped {

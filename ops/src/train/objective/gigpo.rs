@@ -6,6 +6,59 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How steps are compared, as a recipe says it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gigpo {
+    /// Discount of later rewards in a step's return.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub discount: f64,
+    /// Weight of the step's advantage beside the episode's; 0 leaves the episode's.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub step_weight: f64,
+    /// What divides the distance from the mean, of episodes and of steps.
+    pub deviation: Divisor,
+}
+
+/// A standard deviation as divisor; 1e-6 is added to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Divisor {
+    /// With n - 1 below the sum of squares.
+    #[default]
+    Sample,
+    /// With n.
+    Population,
+    /// Nothing divides.
+    None,
+}
+
+impl Default for Gigpo {
+    fn default() -> Self {
+        let Settings { discount, step_weight, .. } = Settings::default();
+        Gigpo { discount, step_weight, deviation: Divisor::Sample }
+    }
+}
+
+impl Gigpo {
+    /// As the comparison takes them.
+    pub fn settings(&self) -> Settings {
+        let of = |sample| Some(Deviation { sample, eps: EPS });
+        let deviation = match self.deviation {
+            Divisor::Sample => of(true),
+            Divisor::Population => of(false),
+            Divisor::None => None,
+        };
+        Settings { discount: self.discount, step_weight: self.step_weight, deviation }
+    }
+}
+
+/// Added to a standard deviation before it divides.
+const EPS: f64 = 1e-6;
+
 /// Settings of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -28,7 +81,7 @@ pub struct Deviation {
 
 impl Default for Settings {
     fn default() -> Self {
-        let deviation = Some(Deviation { sample: true, eps: 1e-6 });
+        let deviation = Some(Deviation { sample: true, eps: EPS });
         Settings { discount: 0.95, step_weight: 1.0, deviation }
     }
 }
@@ -92,4 +145,37 @@ pub fn advantages<S: Ord>(episodes: &[Vec<(S, f64)>], settings: Settings) -> Adv
     let together = |(a, steps): (&f64, &Vec<f64>)| steps.iter().map(|s| a + settings.step_weight * s).collect();
     let advantage = episode.iter().zip(&step).map(together).collect();
     Advantages { episode, returns, step, advantage }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_recipe_leaves_out_is_the_published_setting() {
+        assert_eq!(Gigpo::default().settings(), Settings::default());
+        let gigpo: Gigpo = serde_json::from_str(r#"{ "deviation": "none", "discount": 0.9 }"#).unwrap();
+        assert_eq!(gigpo.settings(), Settings { discount: 0.9, step_weight: 1.0, deviation: None });
+    }
+
+    #[test]
+    fn equal_states_are_compared_by_their_discounted_returns_and_others_with_nothing() {
+        let settings = Settings { discount: 0.5, step_weight: 1.0, deviation: None };
+        let episodes = [vec![("a", 0.0), ("b", 1.0)], vec![("a", 0.0), ("c", 0.0)], vec![("a", 0.0)]];
+        let found = advantages(&episodes, settings);
+        assert_eq!(found.returns, [vec![0.5, 1.0], vec![0.0, 0.0], vec![0.0]]);
+        let third = 1.0 / 3.0;
+        assert_eq!(found.step[0], [0.5 - 0.5 * third, 0.0]);
+        assert_eq!(found.step[1], [-0.5 * third, 0.0]);
+        assert_eq!(found.episode, [1.0 - third, -third, -third]);
+        let flat = advantages(&[vec![("a", 1.0)], vec![("a", 1.0)]], settings);
+        assert!(flat.advantage.iter().flatten().all(|a| *a == 0.0));
+    }
+
+    #[test]
+    fn a_state_met_twice_in_one_episode_is_compared_with_itself() {
+        let settings = Settings { discount: 0.5, step_weight: 1.0, deviation: None };
+        let found = advantages(&[vec![("a", 0.0), ("a", 1.0)], vec![("b", 0.0)]], settings);
+        assert_eq!(found.step[0], [-0.25, 0.25], "the later of the two was nearer to the reward");
+    }
 }

@@ -73,6 +73,11 @@ pub enum KlEstimator {
 }
 
 impl KlEstimator {
+    /// The estimate for d = ref - logp.
+    pub fn value(self, d: f64) -> f64 {
+        self.at(d).0
+    }
+
     /// The estimate and its derivative with respect to the policy's log-probability.
     fn at(self, d: f64) -> (f64, f64) {
         match self {
