@@ -186,15 +186,16 @@ fn training_starts_at_equal_answers_and_ends_at_the_experts() {
     for on in ["actions", "choices"] {
         let mut params = params();
         params["on"] = json!(on);
+        params["epochs"] = json!(20);
         let inputs = [("model", &*bench::model()), ("pairs", &*data(&bench))];
         let metrics = bench.run("dpo", &params, &inputs, on, u64::MAX).unwrap();
         assert_eq!((of(&metrics, "pairs"), of(&metrics, "held_out_pairs")), (vec![4.0], vec![1.0]));
         let (loss, margin) = (of(&metrics, "loss"), of(&metrics, "margin"));
-        assert_eq!(loss.len(), 8);
+        assert_eq!(loss.len(), 40);
         assert!((loss[0] - 2f64.ln()).abs() < 1e-9 && margin[0] == 0.0, "{on}: {loss:?} {margin:?}");
-        assert!(loss[7] < loss[0] && margin[7] > 0.0, "{on}: {loss:?} {margin:?}");
-        assert_eq!(of(&metrics, "accuracy")[6..], [1.0, 1.0], "{on}");
-        for i in 0..8 {
+        assert!(loss[39] < loss[0] && margin[39] > 0.0, "{on}: {loss:?} {margin:?}");
+        assert_eq!(of(&metrics, "accuracy")[38..], [1.0, 1.0], "{on}");
+        for i in 0..40 {
             let at = |name: &str| of(&metrics, name)[i];
             assert!((at("reward_chosen") - at("reward_rejected") - at("margin")).abs() < 1e-9);
         }

@@ -16,7 +16,11 @@ const SAID: [(&str, &str); 7] = [
     ("a bay", "<think>there i find a big red mug.</think>go to desk 1"),
     ("a pit", "<think>a box may do.</think>open box 2"),
     ("a sty", "go to desk 1"),
-    ("a loo", "<think>i wonder and wonder and wonder and wonder.</think>go to desk 1"),
+    (
+        "a loo",
+        "<think>i do not know what such a room may be for, nor who put a desk in it, nor why a mug would stand here at \
+         all.</think>go to desk 1",
+    ),
     ("an inn", "<think>action 2 leads to: you find a big red mug.</think>go to desk 1"),
 ];
 /// Longer than all of these but one.

@@ -178,7 +178,7 @@ impl Op for Dpo {
             let message = "an answer that is cut off is another answer, expected `refuse` or `drop`";
             problems.push(Problem::new(&["on_long"], message));
         }
-        if !p.prompt.can_be_held() {
+        if p.on == On::Actions && !p.prompt.can_be_held() {
             let message = "the prompt wants a reasoning before the action, and pairs have none";
             problems.push(Problem::new(&["prompt", "thinking"], message).help("write `thinking = \"optional\"`"));
         }

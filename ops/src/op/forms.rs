@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(form("{\"v\": 1, \"shown\": []}"), Ok(Some(Form::Pairs)));
         assert_eq!(form(" \n"), Ok(None));
         for (text, says) in [
-            ("{\"v\": 1, \"alternatives\": []}", "has the keys `alternatives`, `v`, expected one of `messages`"),
+            ("{\"v\": 1, \"alternatives\": []}", "`alternatives`"),
             ("{\"v\": 1, \"alternatives\": []}", "these are samples: `pairs` makes pairs of them"),
             ("{\"prompt\": \"a\"}", "has the keys `prompt`"),
             ("[1]", "is no JSON object with keys"),

@@ -1,9 +1,10 @@
 //! Direct preference optimisation. Rafailov et al., 2023 (arXiv 2305.18290).
 //!
 //! 1. Before training: log-probabilities of both answers of every pair under the starting model, the reference.
-//! 2. An update takes some pairs. First pass: both answers are scored. 2. The objective turns the four sums of a pair into
-//!    one coefficient. 3. Second pass: forward and backward with that coefficient on the chosen answer's tokens, and its
-//!    negative on the rejected one's.
+//! 2. Each update, first pass: both answers of its pairs are scored.
+//! 3. The objective turns the four sums of a pair into one coefficient.
+//! 4. Second pass: forward and backward, with that coefficient on the chosen answer's tokens and its negative on the
+//!    rejected one's.
 //!
 //! The answers of an update's pairs are branches of what their prompts have in common, which is computed once. Left out of the published algorithm:
 //! nothing. The loss of the chosen answer that may be added (RPO; Pang et al., 2024, arXiv 2404.19733) is here the mean
