@@ -237,7 +237,7 @@ impl Alone {
     }
 
     /// Whether the gradients of `model` are these within rounding.
-    /// A gradient that is 0 by algebra (of queries, where every query has one key) is rounding of all the others.
+    /// A gradient that is 0 by algebra (of queries, where all tokens are one) is rounding of all the others.
     fn check(&self, model: &Model) -> Result<(), TestCaseError> {
         let floor = 2e-7 * norm(self.sizes.iter().copied());
         for ((name, got), (want, size)) in gradients(model).iter().zip(self.sums.iter().zip(&self.sizes)) {
