@@ -237,10 +237,12 @@ impl Alone {
     }
 
     /// Whether the gradients of `model` are these within rounding.
+    /// A gradient that is 0 by algebra (of queries, where all tokens are one) is rounding of all the others.
     fn check(&self, model: &Model) -> Result<(), TestCaseError> {
+        let floor = 2e-7 * norm(self.sizes.iter().copied());
         for ((name, got), (want, size)) in gradients(model).iter().zip(self.sums.iter().zip(&self.sizes)) {
             let off = norm(got.iter().zip(want).map(|(a, b)| a - b));
-            prop_assert!(off <= 1e-5 * size, "`{}` is off by {} of {}", name, off, size);
+            prop_assert!(off <= 1e-5 * size + floor, "`{}` is off by {} of {}, floor {}", name, off, size, floor);
         }
         Ok(())
     }
