@@ -212,7 +212,7 @@ fn what_is_begun_and_finished_reads_as_the_choice_that_it_is() {
                     let (reader, said) = (form.at_once(), form.finished(&rest).into_owned());
                     let chosen = reader.choice(&said).and_then(|said| reader.which(said, &shown));
                     assert_eq!(chosen, Some(index), "{form:?} {begun:?} {rest:?}");
-                
+
                     if !reasoning.is_empty() {
                         // together they are the answer with that reasoning
                         let whole = format!("{begun}{rest}");
