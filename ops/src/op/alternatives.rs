@@ -131,8 +131,8 @@ impl Params {
     }
 }
 
-/// An action in lower case, with one space for each run of blanks and none around it: what text environments take for the
-/// same command.
+/// An action in lower case, with one space for each run of blanks and none around it: what text environments take for
+/// the same command.
 pub fn canonical(action: &str) -> String {
     action.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }

@@ -1,13 +1,13 @@
-//! `critic`: how often a model says of two actions which is better, each pair asked in both orders; by its own reasoning,
-//! without one, or after a wrong one.
+//! `critic`: how often a model says of two actions which is better, each pair asked in both orders; by its own
+//! reasoning, without one, or after a wrong one.
 //!
 //! 1. The pairs, each in both orders.
 //! 2. What is put at the beginning of each answer: nothing, an empty reasoning, or a wrong one.
 //! 3. The questions, and the numbers of the answers.
 //!
-//! Invariants: a question's answer depends on its own random stream alone; the numbers of a variant wear its name, so that
-//! no two variants can be taken for each other; a question that no wrong reasoning could be found for is not asked, and
-//! counted.
+//! Invariants: a question's answer depends on its own random stream alone; the numbers of a variant wear its name, so
+//! that no two variants can be taken for each other; a question that no wrong reasoning could be found for is not asked,
+//! and counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +42,7 @@ pub enum Reasoning {
     /// What the model says itself.
     #[default]
     Own,
-    /// Nothing: the answer is begun with an empty reasoning, in the marks of the prompt, and only the choice may follow.
+    /// Nothing: the answer is begun with an empty reasoning, in the prompt's marks, and only the choice may follow.
     Removed,
     /// A wrong reasoning: the answer is begun with it, and only the choice may follow.
     Injected,
@@ -94,8 +94,8 @@ pub struct Params {
     /// Only the first so many pairs; 0 takes all.
     #[serde(default)]
     pub limit: usize,
-    /// What stands before the choice. `removed` and `injected` need a policy whose answers can be begun: a model of ours, a
-    /// GGUF file, or an endpoint with `api = "completions"`.
+    /// What stands before the choice. `removed` and `injected` need a policy whose answers can be begun: a model of ours,
+    /// a GGUF file, or an endpoint with `api = "completions"`.
     #[serde(default)]
     pub reasoning: Reasoning,
     /// With `reasoning = "injected"`: the wrong reasoning. A text in which `{right}` and `{wrong}` stand for the two

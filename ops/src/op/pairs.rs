@@ -288,7 +288,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_part_is_balanced_and_the_limit_is_exact(parts in proptest::collection::vec(any::<bool>(), 0..60), limit in 0..40usize, seed: u64) {
+        fn each_part_is_balanced_and_the_limit_is_exact(
+            parts in proptest::collection::vec(any::<bool>(), 0..60), limit in 0..40usize, seed: u64,
+        ) {
             let mut pairs: Vec<Pair> = parts.iter().enumerate().map(|(i, out)| pair(i, *out)).collect();
             let mut rng = crate::rng::Rng::new(seed, 0);
             let of = |pairs: &[Pair], part: bool| pairs.iter().filter(|p| p.held_out == part).count();
@@ -307,7 +309,9 @@ mod tests {
         }
 
         #[test]
-        fn episodes_of_one_task_are_held_out_together(tasks in proptest::collection::vec(0..6usize, 0..40), share in 0.0..=1.0f64, seed: u64) {
+        fn episodes_of_one_task_are_held_out_together(
+            tasks in proptest::collection::vec(0..6usize, 0..40), share in 0.0..=1.0f64, seed: u64,
+        ) {
             let episodes: Vec<Episode> = tasks.iter().map(|t| episode(&format!("id/{t}"), "look", true, &[])).collect();
             let out = held_out(&episodes, share, seed);
             let wanted = (episodes.len() as f64 * share).round() as usize;

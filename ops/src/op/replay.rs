@@ -1,7 +1,7 @@
 //! An expert episode gone through again, so that other actions can be tried at its states.
 //!
-//! Invariants: the states are those of the episode: what is perceived on the way is what the episode tells, or the episode
-//! is refused; an action that is tried changes no state.
+//! Invariants: the states are those of the episode: what is perceived on the way is what the episode tells, or the
+//! episode is refused; an action that is tried changes no state.
 
 use actloom_engine::op::OpError;
 
@@ -34,7 +34,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Plays the expert's actions. Where a world that does not promise to be reproducible goes another way than it went,
+    /// Plays the expert's actions. Where a world that does not promise to be reproducible goes another way than it did,
     /// the states from there on are not among [`Replay::states`].
     ///
     /// # Errors

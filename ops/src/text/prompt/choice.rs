@@ -1,7 +1,7 @@
 //! How a choice between two actions is asked for, said, begun and read.
 //!
-//! Invariants: a choice is said in the marks of an action; it counts only if it is exactly one of the two, by its text or
-//! by its number, and nothing else; what is read back is what is written; where neither `choice` nor `reason` is set,
+//! Invariants: a choice is said in the marks of an action; it counts only if it is exactly one of the two, by its text
+//! or by its number, and nothing else; what is read back is what is written; where neither `choice` nor `reason` is set,
 //! an answer is the action's text, and a reasoning may stand before it whatever is asked of actions.
 
 use std::borrow::Cow;
