@@ -389,16 +389,20 @@ fn a_text_that_fills_the_context_ends_the_episode_and_one_that_never_fits_is_ref
     let bench = Bench::new();
     let setting = Setting::load(&bench.player());
     let rooms = || Rooms { rule: Rule::Long, ..Rooms::default() };
-    let episodes = setting.episodes(rooms(), json!({ "max_steps": 50 }), &Prompt::default());
-    let drawn = setting.play(&episodes, &[0], &How { group: 2, ..HOW });
-    for attempt in &drawn[0].attempts {
-        assert_eq!(attempt.facts["context"], 1.0);
-        assert!(!attempt.samples.is_empty() && attempt.samples.len() < 20);
-        assert_eq!(attempt.samples.len(), attempt.steps.len());
-        let longest = attempt.samples.iter().map(|s| s.prompt.len() + s.ids.len()).max().unwrap();
-        assert!(longest <= setting.model.config.max_positions, "{longest}");
+    let whole: Prompt = serde_json::from_value(json!({ "form": "single", "history": "all" })).unwrap();
+    for prompt in [Prompt::default(), whole] {
+        let episodes = setting.episodes(rooms(), json!({ "max_steps": 50 }), &prompt);
+        let drawn = setting.play(&episodes, &[0], &How { group: 2, ..HOW });
+        for attempt in &drawn[0].attempts {
+            assert_eq!(attempt.facts["context"], 1.0);
+            assert!(!attempt.samples.is_empty() && attempt.samples.len() < 20);
+            assert_eq!(attempt.samples.len(), attempt.steps.len());
+            let longest = attempt.samples.iter().map(|s| s.prompt.len() + s.ids.len()).max().unwrap();
+            assert!(longest <= setting.model.config.max_positions, "{longest}");
+        }
     }
-    let how = How { max_tokens: 150, ..HOW };
+    let episodes = setting.episodes(rooms(), json!({}), &Prompt::default());
+    let how = How { max_tokens: 310, ..HOW };
     let error = episodes.play(&mut lend(&setting.model, setting.text.clone()), &[0], &how).unwrap_err();
     assert!(error.to_string().contains("leaves no room for a reply"), "{error}");
 }
