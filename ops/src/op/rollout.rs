@@ -17,7 +17,7 @@ use crate::artifact::{self, Actor, Decoding, End, Episode, SCHEMA_VERSION, Turn}
 use crate::env::webshop::{self, SearchHint};
 use crate::env::{EnvError, WorldSettings};
 use crate::eval::stats;
-use crate::policy::{Answer, Ask, Finish, Policy, Session, open_with};
+use crate::policy::{Answer, Ask, Finish, Policy, Session, begin, open_with};
 use crate::rng::Rng;
 use crate::text::Prompt;
 use crate::text::prompt::{Said, Scene};
@@ -400,7 +400,9 @@ fn put(policy: &mut dyn Policy, prompt: &Prompt, played: &mut Played, room: usiz
                     "write `actions = \"none\"` in `prompt`",
                 )),
             })?;
-            let session = open_with(policy, &messages, 0)?;
+            // a first state that does not fit is a mistake in the settings; one that came of playing ends the game
+            let first = played.game.turns.is_empty();
+            let session = if first { open_with(policy, &messages, 0)? } else { begin(policy, &messages)? };
             played.session = Some(session);
             session
         }

@@ -193,11 +193,21 @@ pub fn cannot_begin(who: &Identity) -> OpError {
     )
 }
 
-/// Opens a conversation with messages, of which the last is the user's.
+/// As [`begin`], for messages that must leave room for an answer.
 ///
 /// # Errors
-/// Those of the template and the tokenizer, and a prompt that leaves no room for an answer of `room` tokens.
+/// Those of [`begin`], and a prompt that leaves no room for an answer of `room` tokens.
 pub fn open_with(policy: &mut dyn Policy, messages: &[Message], room: usize) -> Result<Session, OpError> {
+    let session = begin(policy, messages)?;
+    check_room(policy, session, room)?;
+    Ok(session)
+}
+
+/// Opens a conversation with messages, of which the last is the user's, however long they are.
+///
+/// # Errors
+/// Those of the template and the tokenizer.
+pub fn begin(policy: &mut dyn Policy, messages: &[Message]) -> Result<Session, OpError> {
     let session = policy.open();
     for message in messages {
         match message.role {
@@ -206,7 +216,6 @@ pub fn open_with(policy: &mut dyn Policy, messages: &[Message], room: usize) -> 
             Role::Assistant => policy.assistant(session, &message.content)?,
         }
     }
-    check_room(policy, session, room)?;
     Ok(session)
 }
 
