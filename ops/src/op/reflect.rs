@@ -38,9 +38,9 @@ pub struct Params {
     #[serde(default)]
     pub limit: usize,
     /// Alternatives that are told at most, in the order they were sampled in.
-    #[serde(default = "alternatives")]
+    #[serde(default = "per_state")]
     #[schemars(range(min = 1, max = 1024))]
-    pub alternatives: usize,
+    pub per_state: usize,
     /// How often a state is asked at most, until a reflection is kept.
     #[serde(default = "tries")]
     #[schemars(range(min = 1, max = 1024))]
@@ -163,7 +163,7 @@ pub enum OnLeak {
     Keep,
 }
 
-fn alternatives() -> usize {
+fn per_state() -> usize {
     3
 }
 fn tries() -> u64 {
@@ -383,7 +383,7 @@ impl Op for Reflect {
         let mut states = Vec::with_capacity(samples.len());
         for line in &samples {
             let (episode, _) = sampled_at(&episodes, line)?;
-            let tried = outcomes(line, p.alternatives)?;
+            let tried = outcomes(line, p.per_state)?;
             if !tried.is_empty() {
                 states.push(State { number: line.episode, episode, turn: line.turn, tried });
             }
