@@ -176,8 +176,11 @@ impl Setting {
 
 const HOW: How<'static> = How { group: 4, temperature: 1.0, max_tokens: 8, seed: 3, stream: &[1, 0] };
 
+/// Prompt ids, sampled ids and the bits of their log-probabilities; what the episode was worth.
+type Bits = (Vec<u32>, Vec<u32>, Vec<u32>, f64);
+
 /// Everything that is trained on, to be compared.
-fn bits(drawn: &Drawn) -> Vec<(Vec<u32>, Vec<u32>, Vec<u32>, f64)> {
+fn bits(drawn: &Drawn) -> Vec<Bits> {
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect();
     let of = |attempt: &actloom_ops::train::draw::Attempt| {
         let reward = attempt.outcome.reward;

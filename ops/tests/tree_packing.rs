@@ -275,11 +275,13 @@ proptest! {
     }
 }
 
+/// Prompt, response, advantage, distance of the sampler from the policy.
+type Planned = (Vec<u32>, Vec<u32>, f64, f64);
+
 /// An update before the model has said anything: prompts with common beginnings, responses some of which are equal.
 #[derive(Clone, Debug)]
 struct Plan {
-    /// (prompt, response, advantage, distance of the sampler from the policy)
-    groups: Vec<Vec<(Vec<u32>, Vec<u32>, f64, f64)>>,
+    groups: Vec<Vec<Planned>>,
 }
 
 fn plans() -> impl Strategy<Value = Plan> {
