@@ -1,5 +1,7 @@
-//! Every recipe in `recipes/` plans as it is and with each of its profiles; those of the paper say what they are missing.
+//! Every recipe in `recipes/` and `recipes/study/` plans as it is and with each of its profiles; those of the paper say what
+//! they are missing, and have every row of the paper's tables.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::support::{Place, root};
@@ -22,8 +24,18 @@ fn parsed(path: &Path) -> toml::Table {
 
 #[test]
 fn every_recipe_plans_with_each_of_its_profiles() {
+    plan_with_each_profile(recipes(""));
+}
+
+#[test]
+fn every_recipe_of_the_study_plans_with_each_of_its_profiles() {
+    // What others extend is no recipe by itself.
+    plan_with_each_profile(recipes("study").into_iter().filter(|path| path.file_name().unwrap() != "base.toml"));
+}
+
+fn plan_with_each_profile(recipes: impl IntoIterator<Item = PathBuf>) {
     let place = Place::new();
-    for path in recipes("") {
+    for path in recipes {
         let parsed = parsed(&path);
         let profiles = parsed.get("profile").and_then(toml::Value::as_table).cloned().unwrap_or_default();
         let file = path.to_str().unwrap();
@@ -45,7 +57,34 @@ fn every_recipe_plans_with_each_of_its_profiles() {
 }
 
 /// The variables of a recipe that name what its reader must bring.
-const BROUGHT: [&str; 6] = ["base", "games", "shop", "jar", "math", "gpqa"];
+const BROUGHT: [&str; 7] = ["base", "base4b", "games", "shop", "jar", "math", "gpqa"];
+
+/// Rows of the paper's tables; it has one for both ways of Early Experience.
+const V1: [&str; 9] = [
+    "prompt",
+    "CoT",
+    "ACT",
+    "IL",
+    "Early Experience, world model",
+    "Early Experience, self-reflection",
+    "IL w/ ACT",
+    "RL",
+    "RL w/ ACT",
+];
+const SMALLER: [&str; 4] = ["Qwen3-4B: IL", "Qwen3-4B: IL w/ ACT", "Qwen3-4B: RL", "Qwen3-4B: RL w/ ACT"];
+const V2: [&str; 11] = [
+    "IL",
+    "Early Experience, world model",
+    "Early Experience, self-reflection",
+    "IL -> IL",
+    "ACT -> IL",
+    "IL -> RL",
+    "IL -> RL -> RL",
+    "choice SFT -> IL -> RL",
+    "DPO -> IL -> RL",
+    "ACT, no reasoning -> IL -> RL",
+    "ACT -> IL -> RL",
+];
 
 #[test]
 fn the_papers_recipes_say_which_files_are_missing_and_where_to_get_them() {
@@ -80,5 +119,16 @@ fn the_papers_recipes_say_which_files_are_missing_and_where_to_get_them() {
                 "{file} has no `{step}`: {plan}"
             );
         }
+        // Every row of the paper's table is played, and nothing else is.
+        let played: BTreeSet<&str> = steps
+            .iter()
+            .filter_map(|s| s["name"].as_str()?.strip_prefix("play")?.split_once("[method=")?.1.split_once(",seed="))
+            .map(|(method, _)| method)
+            .collect();
+        let mut rows: BTreeSet<&str> = if file.contains("v1") { V1.into() } else { V2.into() };
+        if file.ends_with("v1/alfworld.toml") {
+            rows.extend(SMALLER);
+        }
+        assert_eq!(played, rows, "{file}");
     }
 }
