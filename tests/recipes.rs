@@ -125,7 +125,7 @@ fn the_papers_recipes_say_which_files_are_missing_and_where_to_get_them() {
             .filter_map(|s| s["name"].as_str()?.strip_prefix("play")?.split_once("[method=")?.1.split_once(",seed="))
             .map(|(method, _)| method)
             .collect();
-        let mut rows: BTreeSet<&str> = if file.contains("v1") { V1.into() } else { V2.into() };
+        let mut rows: BTreeSet<&str> = if path.parent().unwrap().ends_with("v1") { V1.into() } else { V2.into() };
         if file.ends_with("v1/alfworld.toml") {
             rows.extend(SMALLER);
         }
