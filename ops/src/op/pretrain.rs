@@ -537,8 +537,11 @@ mod tests {
                 let names = rooms.iter().flat_map(|room| room.split(|c: char| !c.is_alphabetic()));
                 names.map(str::to_owned).collect()
             };
-            let tested: BTreeSet<String> =
-                Split::ALL.iter().flat_map(|split| household::tasks(&world, *split, 200, 5)).map(|t| room(&t)).collect();
+            let tested: BTreeSet<String> = Split::ALL
+                .iter()
+                .flat_map(|split| household::tasks(&world, *split, 200, 5))
+                .map(|t| room(&t))
+                .collect();
             assert!(classes(&played).is_superset(&classes(&tested)), "{size:?}, house {rooms}");
         }
     }

@@ -255,12 +255,8 @@ pub fn tasks_elsewhere(
     count: usize,
     seed: u64,
 ) -> Result<Vec<HouseholdTask>, EnvError> {
-    let other = Settings {
-        rooms: settings.rooms.wrapping_add(1_000_003),
-        layouts: 60,
-        unseen_layouts: 60,
-        ..settings.clone()
-    };
+    let other =
+        Settings { rooms: settings.rooms.wrapping_add(1_000_003), layouts: 60, unseen_layouts: 60, ..settings.clone() };
     let rooms = generate::Rooms::elsewhere(settings, &other, split)?;
     Ok((0..count).map(|index| generate::task(&other, &rooms, split, index, seed)).collect())
 }
