@@ -178,7 +178,7 @@ impl Op for Pairs {
             pairs = pairs.into_iter().flat_map(|pair| [pair.swapped(), pair]).collect();
         }
         if pairs.is_empty() {
-            return Err(found.none(p));
+            return Err(found.none());
         }
         ctx.metric(0, "pairs", pairs.iter().filter(|p| !p.held_out).count() as f64);
         ctx.metric(0, "held_out", pairs.iter().filter(|p| p.held_out).count() as f64);
@@ -231,7 +231,7 @@ struct Found {
 
 impl Found {
     /// The error of no pair at all.
-    fn none(&self, p: &Params) -> OpError {
+    fn none(&self) -> OpError {
         let Found { lines, alternatives, equal, inadmissible, of_leaked, leaked } = self;
         let mut what =
             format!("there is no pair: the samples are of {lines} states and hold {alternatives} alternatives");
