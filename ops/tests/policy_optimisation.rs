@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
-use actloom_ops::artifact::{self, Episode, Pair};
+use actloom_ops::artifact::{self, Episode, Pair, Task};
 use actloom_ops::model::{self, Model};
 use actloom_ops::registry::registry;
 use actloom_ops::reward::Outcome;
@@ -257,10 +257,7 @@ fn validation_changes_nothing_that_is_trained_and_takes_no_pair_that_is() {
     // pairs of another file: of other tasks alone
     let inputs = [ACT[0], ("pairs", "all"), ("validation", "pairs/pairs")];
     let error = bench.once("act", with.clone(), &inputs, "known", u64::MAX).unwrap_err().to_string();
-    let task = &pairs[0].task.id;
-    let want =
-        format!("task `{task}` of `household` in the input `validation` is also trained on, expected other tasks");
-    assert_eq!(error, want);
+    assert_eq!(error, refused(&pairs[0].task));
     let held_out = |line: &&str| line.contains(r#""held_out":true"#);
     let file = std::fs::read_to_string(bench.path("pairs/pairs")).unwrap();
     let others: Vec<&str> = file.lines().filter(held_out).collect();
@@ -272,6 +269,14 @@ fn validation_changes_nothing_that_is_trained_and_takes_no_pair_that_is() {
     let unasked = json!({ "epochs": 1, "max_tokens": 12 });
     let error = bench.once("act", unasked, &inputs, "unasked", u64::MAX).unwrap_err().to_string();
     assert_eq!(error, "pairs for validation were given, and `validate` is not set");
+}
+
+/// What is said of a task that is trained on and asked in validation.
+fn refused(task: &Task) -> String {
+    let (id, seed) = (&task.id, task.seed.unwrap());
+    format!(
+        "task `{id}` (seed {seed}) of `household` in the input `validation` is also trained on, expected other tasks"
+    )
 }
 
 #[test]
@@ -288,11 +293,7 @@ fn states_of_tasks_that_are_trained_on_do_not_validate() {
         bench.once("rl", params, &inputs, name, u64::MAX).map(|_| ())
     };
     let error = run(4, "first", "demos/episodes", "known").unwrap_err().to_string();
-    let id = &all[0].task.id;
-    assert_eq!(
-        error,
-        format!("task `{id}` of `household` in the input `validation` is also trained on, expected other tasks")
-    );
+    assert_eq!(error, refused(&all[0].task));
     run(4, "first", "rest", "apart").unwrap();
     // what `limit` leaves out is not trained on
     run(1, "demos/episodes", "rest", "limited").unwrap();

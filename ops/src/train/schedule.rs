@@ -51,6 +51,7 @@ mod tests {
     #[test]
     fn between_two_steps_the_rate_is_between_theirs_and_never_above_the_peak() {
         let f = |done| Schedule::Linear.after(done, 10, 2);
-        assert_eq!([f(0.5), f(1.5), f(6.0), f(6.4)], [0.75, 1.0, 0.5, 0.45]);
+        assert_eq!([f(0.5), f(1.5), f(6.0), f(7.0)], [0.75, 1.0, 0.5, 0.375]);
+        assert!(f(6.5) < f(6.0) && f(7.0) < f(6.5));
     }
 }
