@@ -108,18 +108,19 @@ impl Numbers {
     /// 95 % intervals of some of the numbers. That of a share to which no item adds more than one answer is Wilson's, any
     /// other the bootstrap's over items.
     fn intervals(&self, which: std::ops::Range<usize>, seed: u64) -> BTreeMap<String, Interval> {
-        let (names, parts) = (&self.names[which.clone()], &self.parts[which]);
-        let drawn = stats::bootstrap_ratios(parts, RESAMPLES, seed);
-        let of = |((name, parts), drawn): ((&&str, &Vec<(f64, f64)>), Option<[f64; 2]>)| {
-            let interval = if is_share(name) && parts.iter().all(|part| part.1 <= 1.0) {
-                let sum = |of: fn(&(f64, f64)) -> f64| parts.iter().map(of).sum::<f64>() as usize;
-                Interval::new(stats::wilson(sum(|part| part.0), sum(|part| part.1))?, Method::Wilson)
-            } else {
-                Interval::new(drawn?, Method::Bootstrap)
-            };
-            Some(((*name).to_owned(), interval))
+        let single = |at: usize| is_share(self.names[at]) && self.parts[at].iter().all(|part| part.1 <= 1.0);
+        let (single, resampled): (Vec<usize>, Vec<usize>) = which.partition(|at| single(*at));
+        let wilson = single.into_iter().map(|at| {
+            let sum = |of: fn(&(f64, f64)) -> f64| self.parts[at].iter().map(of).sum::<f64>() as usize;
+            (at, stats::wilson(sum(|part| part.0), sum(|part| part.1)), Method::Wilson)
+        });
+        let parts: Vec<Vec<(f64, f64)>> = resampled.iter().map(|at| self.parts[*at].clone()).collect();
+        let drawn = stats::bootstrap_ratios(&parts, RESAMPLES, seed);
+        let drawn = resampled.into_iter().zip(drawn).map(|(at, drawn)| (at, drawn, Method::Bootstrap));
+        let named = |(at, bounds, method): (usize, Option<[f64; 2]>, Method)| {
+            Some((self.names[at].to_owned(), Interval::new(bounds?, method)))
         };
-        names.iter().zip(parts).zip(drawn).filter_map(of).collect()
+        wilson.chain(drawn).filter_map(named).collect()
     }
 }
 
