@@ -167,6 +167,11 @@ fn another_world_than_the_episodes_were_played_in_is_refused() {
 #[test]
 fn settings_that_cannot_be_met_are_refused_before_anything_is_drawn() {
     let of = |params: Value| Bench::problems("alternatives", params);
+    for source in ["policy", "uniform"] {
+        let said = of(json!({ "source": source, "share": 0.5 }));
+        assert!(said.len() == 1 && said[0].contains("`share` is for `source = \"mixed\"`"), "{said:?}");
+    }
+    assert!(of(json!({ "source": "mixed", "share": 0.25 })).is_empty());
     assert!(of(json!({ "execute": true }))[0].contains("needs the world"));
     assert!(of(json!({ "drop": ["same_outcome"] }))[0].contains("only of actions that are taken"));
     assert!(of(json!({ "execute": true, "world": world(), "drop": ["same_outcome"] })).is_empty());

@@ -439,6 +439,10 @@ fn what_cannot_be_asked_is_refused_before_it_is() {
     assert!(of(json!({ "held": true }))[0].contains("cannot be held"));
     assert!(of(json!({ "reasoning": "injected", "prompt": { "reason": "none" } }))[0].contains("leaves no place"));
     assert!(of(json!({ "reasoning": "injected", "rationale": "swap" }))[0].contains("`{wrong}` is missing"));
+    for reasoning in ["own", "removed"] {
+        let said = of(json!({ "reasoning": reasoning, "rationale": "swapped" }));
+        assert!(said.len() == 1 && said[0].contains("`rationale` is for `reasoning = \"injected\"`"), "{said:?}");
+    }
 }
 
 #[test]

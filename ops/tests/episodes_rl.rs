@@ -317,20 +317,20 @@ fn only_what_the_environment_says_of_an_action_is_rewarded() {
     let reward = json!({ "success": 1.0, "score": 0.25, "earned": 0.0625, "invalid": -0.125, "malformed": -0.5, "turn": -0.03125 });
     let turn = -0.03125;
     use Finish::{End, Length};
-    type Case = (&'static str, Vec<(&'static str, Finish)>, f64, bool, bool, usize);
+    type Case = (&'static str, Vec<(&'static str, Finish)>, f64, bool, usize, usize);
     let tag = |s| match s {
         "left" => "<action>go left</action>",
         "open" => "<action>open door</action>",
         _ => "<action>wait</action>",
     };
     let cases: Vec<Case> = vec![
-        ("straight", vec![(tag("left"), End), (tag("open"), End)], 1.0 + 0.25 + 0.0625 + 2.0 * turn, true, false, 0),
+        ("straight", vec![(tag("left"), End), (tag("open"), End)], 1.0 + 0.25 + 0.0625 + 2.0 * turn, true, 0, 0),
         (
             "by accident, after what is not possible",
             vec![(tag("open"), End), ("<action>fly</action>", End), (tag("left"), End), (tag("open"), End)],
             1.0 + 0.25 + 0.0625 - 0.25 + 4.0 * turn,
             true,
-            false,
+            0,
             0,
         ),
         (
@@ -343,7 +343,7 @@ fn only_what_the_environment_says_of_an_action_is_rewarded() {
             ],
             0.125 + 0.03125 - 1.5 + 4.0 * turn,
             false,
-            true,
+            3,
             0,
         ),
         (
@@ -356,7 +356,7 @@ fn only_what_the_environment_says_of_an_action_is_rewarded() {
             ],
             -2.0 + 4.0 * turn,
             false,
-            true,
+            4,
             0,
         ),
         (
@@ -364,7 +364,7 @@ fn only_what_the_environment_says_of_an_action_is_rewarded() {
             vec![(tag("left"), Length), (tag("open"), End), ("<think>left ", Length), (tag("left"), End)],
             -0.5 - 0.125 - 0.5 + 0.125 + 0.03125 + 4.0 * turn,
             false,
-            true,
+            2,
             2,
         ),
     ];
@@ -379,7 +379,7 @@ fn only_what_the_environment_says_of_an_action_is_rewarded() {
         let steps: f64 = attempt.steps.iter().map(|s| s.reward).sum();
         assert_eq!(steps, attempt.outcome.reward, "{name}");
         assert!((attempt.parts.values().sum::<f64>() - want).abs() < 1e-12, "{name}");
-        assert_eq!((attempt.outcome.correct, attempt.outcome.malformed), (won, malformed), "{name}");
+        assert_eq!((attempt.outcome.correct, attempt.malformed), (won, malformed), "{name}: turns are counted");
         assert_eq!(
             (attempt.truncated, attempt.samples.len(), attempt.facts["turns"]),
             (truncated, turns, turns as f64)
@@ -437,6 +437,7 @@ fn settings(more: &dyn Fn(&mut grpo::Settings)) -> grpo::Settings {
         epochs: 1,
         batch: 4,
         updates: 1,
+        passes: 1,
         lr: 0.003,
         checkpoint_every: 1000,
         temperature: 1.0,

@@ -119,7 +119,25 @@ fn what_is_equal_or_not_admissible_makes_no_pair_where_it_is_not_wanted() {
     samples.iter_mut().flat_map(|line| &mut line.alternatives).for_each(|a| a.admissible = false);
     artifact::write(&bench.path("samples/samples"), &samples).unwrap();
     let none = bench.attempt("pairs", json!({ "only": "admissible" }), &INPUTS, "none").unwrap_err().to_string();
-    assert!(none.contains("no alternative is admissible"), "{none}");
+    let all: usize = samples.iter().map(|line| line.alternatives.len()).sum();
+    let told = format!(
+        "there is no pair: the samples are of {0} states and hold {all} alternatives, {0} equal to the expert's action, {1} \
+         not admissible",
+        samples.len(),
+        all - samples.len()
+    );
+    assert!(none.contains(&told), "{none}");
+}
+
+#[test]
+fn samples_without_an_alternative_are_not_said_to_hold_the_experts_action() {
+    let bench = bench();
+    let mut samples: Vec<Samples> = artifact::read(&bench.path("samples/samples")).unwrap();
+    samples.iter_mut().for_each(|line| line.alternatives.clear());
+    artifact::write(&bench.path("samples/samples"), &samples).unwrap();
+    let none = bench.attempt("pairs", json!({}), &INPUTS, "none").unwrap_err().to_string();
+    assert!(none.contains(&format!("of {} states and hold 0 alternatives", samples.len())), "{none}");
+    assert!(!none.contains("equal to the expert's action"), "{none}");
 }
 
 #[test]
@@ -134,12 +152,23 @@ fn a_test_among_the_training_episodes_is_refused_and_named() {
     };
     let said = attempt(&demos[4..5], 0.0).unwrap_err().to_string();
     assert!(said.starts_with(&format!("episode 4 (`household {}`) would be trained on", demos[4].task.id)), "{said}");
-    // another file of the same tasks, under other names
+    // another file of the same episodes, under other names
     let mut renamed = demos[2].clone();
     (renamed.task.id, renamed.task.seed) = ("other/1".to_owned(), None);
     let said = attempt(&[renamed.clone()], 0.0).unwrap_err().to_string();
-    assert!(said.contains("episode 2 ") && said.contains("begins with the same text"), "{said}");
-    // another task in the same room
+    assert!(said.contains("episode 2 ") && said.contains("the same from its start to its end"), "{said}");
+    // another task that begins alike and has the same goal: its objects lie elsewhere, as is seen on the way
+    for change in 0..3 {
+        let mut other = renamed.clone();
+        let last = other.turns.last_mut().unwrap();
+        match change {
+            0 => last.observation.push('!'),
+            1 => last.action.push('!'),
+            _ => drop(other.turns.pop()),
+        }
+        attempt(&[other], 0.0).unwrap();
+    }
+    // another goal in the same room
     renamed.task.goal.push_str(" Twice.");
     attempt(&[renamed], 0.0).unwrap();
     // what is held out is a test itself
@@ -149,4 +178,31 @@ fn a_test_among_the_training_episodes_is_refused_and_named() {
     reseeded.task.seed = reseeded.task.seed.map(|seed| seed ^ 1);
     reseeded.start.push('!');
     attempt(&[reseeded], 0.0).unwrap();
+}
+
+#[test]
+fn training_episodes_that_are_tests_give_no_pair_where_they_are_dropped() {
+    let bench = bench();
+    let demos: Vec<Episode> = artifact::read(&bench.path("demos/episodes")).unwrap();
+    let mut tests = vec![demos[1].clone(), demos[4].clone()];
+    (tests[1].task.id, tests[1].task.seed) = ("other/1".to_owned(), None);
+    let inputs = [INPUTS[0], INPUTS[1], ("tests", "tests.jsonl")];
+    let drop = |tests: &[Episode], held_out: f64| {
+        artifact::write(&bench.path("tests.jsonl"), tests).unwrap();
+        bench.attempt("pairs", json!({ "held_out": held_out, "on_leak": "drop" }), &inputs, "dropped")
+    };
+    let metrics = drop(&tests, 0.0).unwrap();
+    let (all, _) = pair(&bench, json!({ "held_out": 0.0 }), "all");
+    let left: Vec<Pair> = artifact::read(&bench.path("dropped/pairs")).unwrap();
+    let asked = |pairs: &[Pair], keep: &dyn Fn(usize) -> bool| {
+        pairs.iter().filter(|p| keep(p.episode)).map(asked).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&left, &|_| true), asked(&all, &|episode| episode != 1 && episode != 4));
+    assert!(left.len() < all.len());
+    assert_eq!(metrics["leaked"], 2.0);
+    assert_eq!(left.iter().filter(|p| p.expert == 1).count(), left.len() / 2, "what is left is balanced");
+    // what is held out is not trained on, and stays
+    assert_eq!(drop(&demos, 1.0).unwrap()["leaked"], 0.0);
+    let none = drop(&demos, 0.0).unwrap_err().to_string();
+    assert!(none.contains(&format!("of {} episodes that are among the tests", demos.len())), "{none}");
 }

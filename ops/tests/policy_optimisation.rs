@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actloom_engine::event::OpEvent;
 use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
-use actloom_ops::artifact::{self, Pair};
+use actloom_ops::artifact::{self, Episode, Pair};
 use actloom_ops::model::{self, Model};
 use actloom_ops::registry::registry;
 use actloom_ops::reward::Outcome;
@@ -130,7 +130,7 @@ fn of(metrics: &Metrics, name: &str) -> Vec<(u64, f64)> {
 fn validation_refill_and_all_that_is_added_to_rewards_survive_a_stop_to_the_byte() {
     let bench = Bench::new();
     let params = json!({
-        "epochs": 2, "batch": 4, "group": 4, "updates": 2, "max_tokens": 16, "learning_rate": 1e-3, "temperature": 1.5,
+        "epochs": 2, "batch": 4, "group": 4, "updates": 2, "passes": 2, "max_tokens": 16, "learning_rate": 1e-3, "temperature": 1.5,
         "kl": 0.05, "kl_in": "reward", "refill": 3, "order": "families", "checkpoint_every": 3,
         "reward": { "composition": "sum", "format": 0.05, "length": -0.2 }, "overlong": { "penalty": 0.3, "buffer": 6 },
         "validate": { "every": 2, "limit": 6, "keep": "best" },
@@ -155,6 +155,8 @@ fn validation_refill_and_all_that_is_added_to_rewards_survive_a_stop_to_the_byte
         "accuracy_first",
         "accuracy_second",
         "entropy",
+        "entropy_sampled",
+        "lr",
         "clip_low",
         "clip_high",
         "zero_variance",
@@ -252,11 +254,125 @@ fn validation_changes_nothing_that_is_trained_and_takes_no_pair_that_is() {
     };
     assert_eq!(message, "`validate` is set and there is no pair to validate on");
     assert!(help.unwrap().contains("held_out"));
+    // pairs of another file: of other tasks alone
     let inputs = [ACT[0], ("pairs", "all"), ("validation", "pairs/pairs")];
-    assert!(bench.once("act", with, &inputs, "given", u64::MAX).is_ok());
+    let error = bench.once("act", with.clone(), &inputs, "known", u64::MAX).unwrap_err().to_string();
+    let task = &pairs[0].task.id;
+    let want =
+        format!("task `{task}` of `household` in the input `validation` is also trained on, expected other tasks");
+    assert_eq!(error, want);
+    let held_out = |line: &&str| line.contains(r#""held_out":true"#);
+    let file = std::fs::read_to_string(bench.path("pairs/pairs")).unwrap();
+    let others: Vec<&str> = file.lines().filter(held_out).collect();
+    assert!(!others.is_empty());
+    std::fs::write(bench.path("others"), others.join("\n") + "\n").unwrap();
+    let given = [ACT[0], ACT[1], ("validation", "others")];
+    let metrics = bench.once("act", with, &given, "given", u64::MAX).unwrap();
+    assert_eq!(of(&metrics, "validation_reward"), of(&validated, "validation_reward"), "the same pairs were asked");
     let unasked = json!({ "epochs": 1, "max_tokens": 12 });
     let error = bench.once("act", unasked, &inputs, "unasked", u64::MAX).unwrap_err().to_string();
     assert_eq!(error, "pairs for validation were given, and `validate` is not set");
+}
+
+#[test]
+fn states_of_tasks_that_are_trained_on_do_not_validate() {
+    let bench = Bench::new();
+    let all: Vec<Episode> = artifact::read(&bench.path("demos/episodes")).unwrap();
+    artifact::write(&bench.path("first"), &all[..1]).unwrap();
+    artifact::write(&bench.path("rest"), &all[1..]).unwrap();
+    let run = |limit: usize, states: &str, validation: &str, name: &str| {
+        let params = json!({
+            "epochs": 1, "group": 2, "limit": limit, "max_tokens": 8, "learning_rate": 1e-4, "validate": { "limit": 2 },
+        });
+        let inputs = [ACT[0], ("states", states), ("validation", validation)];
+        bench.once("rl", params, &inputs, name, u64::MAX).map(|_| ())
+    };
+    let error = run(4, "first", "demos/episodes", "known").unwrap_err().to_string();
+    let id = &all[0].task.id;
+    assert_eq!(
+        error,
+        format!("task `{id}` of `household` in the input `validation` is also trained on, expected other tasks")
+    );
+    run(4, "first", "rest", "apart").unwrap();
+    // what `limit` leaves out is not trained on
+    run(1, "demos/episodes", "rest", "limited").unwrap();
+    assert!(run(0, "demos/episodes", "rest", "unlimited").is_err());
+}
+
+#[test]
+fn a_second_pass_trains_on_the_same_samples_and_its_ratios_are_to_those_who_sampled_them() {
+    let bench = Bench::new();
+    let run = |passes: usize, name: &str| {
+        let params = json!({
+            "epochs": 1, "batch": 6, "group": 6, "passes": passes, "max_tokens": 12, "learning_rate": 0.003,
+            "schedule": "constant", "temperature": 1.5, "clip_low": 0.001, "clip_high": 0.001,
+        });
+        bench.act(params, name)
+    };
+    let (once, twice) = (run(1, "once"), run(2, "twice"));
+    assert_eq!(of(&once, "reward").len(), of(&twice, "reward").len(), "no more is sampled");
+    for name in ["reward", "length", "entropy_sampled", "zero_variance"] {
+        assert_eq!(of(&once, name)[0], of(&twice, name)[0], "the first batch is the same: `{name}`");
+    }
+    assert!(of(&once, "ratio").iter().all(|ratio| ratio.1 == 1.0), "one update meets the weights that sampled");
+    assert!(of(&once, "clip_region").iter().all(|share| share.1 == 0.0));
+    assert!(of(&twice, "ratio").iter().any(|ratio| ratio.1 != 1.0), "the second meets others");
+    assert!(of(&twice, "clip_region").iter().any(|share| share.1 > 0.0), "and the range matters");
+    assert!(of(&twice, "logp_gap").iter().all(|gap| gap.1 == 0.0), "the gap is that of the first pass");
+    assert_ne!(bench.weights("once/model"), bench.weights("twice/model"));
+}
+
+#[test]
+fn each_batch_has_as_many_updates_as_were_asked_for_and_the_schedule_ends_with_the_last_batch() {
+    let bench = Bench::new();
+    let pairs: Vec<Pair> = artifact::read(&bench.path("pairs/pairs")).unwrap();
+    let training = pairs.iter().filter(|pair| !pair.held_out).count();
+    let (batch, updates, peak) = (6, 4, 1e-3);
+    let steps = training.div_ceil(batch);
+    let params = json!({
+        "epochs": 1, "batch": batch, "group": 4, "updates": updates, "max_tokens": 8, "learning_rate": peak,
+        "temperature": 1.5, "schedule": "linear",
+    });
+    let rates = of(&bench.act(params, "act"), "lr");
+    assert_eq!(rates.len(), steps);
+    for (step, (_, rate)) in rates.iter().enumerate() {
+        let parts = updates.min(batch.min(training - step * batch));
+        let done = step as f64 + (parts - 1) as f64 / parts as f64;
+        let want = peak * (1.0 - done / steps as f64);
+        assert!((rate - want).abs() < 1e-12, "batch {}: {rate}, expected {want}", step + 1);
+    }
+}
+
+#[test]
+fn the_entropy_of_what_was_sampled_estimates_that_of_the_model_and_needs_no_variance() {
+    let bench = Bench::new();
+    // with a divergence in the loss, groups without variance are computed too: both are of the same tokens
+    let params = json!({
+        "epochs": 3, "batch": 100, "group": 8, "max_tokens": 12, "learning_rate": 0.0, "temperature": 1.2, "kl": 0.1,
+    });
+    let metrics = bench.act(params.clone(), "both");
+    let mean = |name: &str| of(&metrics, name).iter().map(|m| m.1).sum::<f64>() / 3.0;
+    let (exact, estimate) = (mean("entropy"), mean("entropy_sampled"));
+    assert!((estimate / exact - 1.0).abs() < 0.1, "{estimate}, and the entropy is {exact}");
+    let same = json!({ "correct": 1.0, "admissible": 1.0, "malformed": 1.0 });
+    let mut flat = params;
+    (flat["reward"], flat["kl"]) = (same, json!(0.0));
+    let flat = bench.act(flat, "flat");
+    assert!(of(&flat, "entropy").is_empty(), "nothing was trained on");
+    assert_eq!(of(&flat, "entropy_sampled"), of(&metrics, "entropy_sampled"), "and the same was sampled");
+}
+
+#[test]
+fn every_part_of_the_reward_has_a_range() {
+    for op in ["act", "rl"] {
+        let registry = registry();
+        let schema = registry.get(op).unwrap().schema();
+        let parts = &schema["$defs"]["Reward"]["properties"];
+        for name in ["correct", "admissible", "malformed", "format"] {
+            let range = (parts[name]["minimum"].as_f64(), parts[name]["maximum"].as_f64());
+            assert_eq!(range, (Some(-1e6), Some(1e6)), "`{op}`, `{name}`: {parts}");
+        }
+    }
 }
 
 /// Attempts without a model: question `i` is varied where `varied(i)`, and what is asked is written down.

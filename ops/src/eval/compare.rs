@@ -1,8 +1,10 @@
 //! Differences between two rows, paired by the label of the axis `over` (the seed) and the task.
 //!
 //! Invariants: only what both sides played is compared, and how much was left out is counted; each difference says how
-//! its interval was made. The bootstrap resamples (seed, task) pairs: it speaks about other tasks for policies such as
-//! these, so the per-seed differences stand beside it and tell whether the seeds agree.
+//! its interval was made. The bootstrap resamples labels, and the tasks of each: tasks of one seed share a policy and are
+//! not independent. With one label it resamples tasks, and speaks about other tasks for these two policies alone. With
+//! few labels it is still too narrow where they differ (the tests and docs/src/evaluation.md say how much), so the
+//! differences of all labels and their standard error stand beside it.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,9 @@ pub struct Comparison {
     pub interval: Option<Interval>,
     /// The mean difference of every label of the axis `over`.
     pub per_over: Vec<Difference>,
+    /// The standard error of the mean of `per_over`, from three labels on.
+    #[serde(default)]
+    pub se_over: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,8 +114,9 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
         difference: None,
         interval: None,
         per_over: Vec::new(),
+        se_over: None,
     };
-    let mut differences: Vec<f64> = Vec::new();
+    let mut groups: Vec<Vec<f64>> = Vec::new();
     for Partners { over, a, b } in partners {
         let found = if by_task {
             let (found, unpaired) = task_differences(a, b, metric);
@@ -125,7 +131,7 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
         if let Some(difference) = stats::mean(&found) {
             comparison.per_over.push(Difference { over: over.map(str::to_owned), difference });
         }
-        differences.extend(found);
+        groups.push(found);
     }
     if by_task {
         let played = |cell: &[Placed<'_>], other: &[Placed<'_>]| -> usize {
@@ -135,10 +141,15 @@ fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -
         };
         comparison.unpaired += played(a, b) + played(b, a);
     }
+    let each: Vec<f64> = comparison.per_over.iter().map(|d| d.difference).collect();
+    if each.len() >= 3 {
+        comparison.se_over = stats::sample_std(&each).map(|std| std / (each.len() as f64).sqrt());
+    }
+    let differences = groups.concat();
     comparison.pairs = differences.len();
     comparison.difference = stats::mean(&differences);
     comparison.interval = if by_task {
-        let found = stats::bootstrap(&differences, layout.resamples, layout.seed);
+        let found = stats::bootstrap_groups(&groups, layout.resamples, layout.seed);
         found.map(|found| Interval::new(found, Method::Bootstrap))
     } else if differences.len() < 3 {
         // with one degree of freedom the interval says more about Student's t than about the methods
@@ -154,6 +165,7 @@ mod tests {
     use crate::eval::stats;
     use crate::eval::table::tests::{labelled, layout, results, scores};
     use crate::eval::table::{Labelled, Method, Table};
+    use crate::rng::Rng;
 
     use super::Comparison;
 
@@ -209,6 +221,77 @@ mod tests {
         assert!((found.difference.unwrap() - 0.2).abs() < 1e-12);
         assert_eq!(found.interval.clone().unwrap().method, Method::Student);
     }
+
+    #[test]
+    fn seeds_that_disagree_widen_the_interval_and_have_a_standard_error() {
+        // `a` wins all tasks of one seed that `b` loses, and is as good in the others
+        let all: Vec<usize> = (0..10).collect();
+        let at = |policy: &str, seed: &str, won: &[usize]| {
+            labelled(&[("policy", policy), ("split", "id"), ("seed", seed)], scores(won))
+        };
+        let mut results = vec![at("a", "0", &all), at("b", "0", &[])];
+        for seed in ["1", "2", "3"] {
+            results.extend([at("a", seed, &[2, 3]), at("b", seed, &[2, 3])]);
+        }
+        let found = &compared(&results, ["a", "b"], &["success"])[0];
+        let interval = found.interval.clone().unwrap();
+        // three of four seeds say 0: a resample without the first one is not rare
+        assert_eq!((found.pairs, found.difference, interval.low), (40, Some(0.25), 0.0));
+        assert!(interval.high >= 0.5, "{interval:?}");
+        let flat = [vec![1.0; 10], vec![0.0; 30]].concat();
+        assert!(stats::bootstrap(&flat, 500, 1).unwrap()[0] > 0.1, "pairs as if they were independent");
+        assert!((found.se_over.unwrap() - 0.25).abs() < 1e-12, "{:?}", found.se_over);
+        assert_eq!(compared(&results[..4], ["a", "b"], &["success"])[0].se_over, None, "of two seeds there is none");
+    }
+
+    /// The share of simulated studies whose interval holds the truth: a seed's difference is normal around it with
+    /// deviation `spread`, a task's around its seed's with deviation 1.
+    fn coverage(seeds: usize, spread: f64, whole: bool) -> f64 {
+        const STUDIES: u64 = 400;
+        let holds = |study: u64| {
+            let mut rng = Rng::at(5, &[study]);
+            let mut group = |_| {
+                let shift = spread * rng.normal();
+                (0..TASKS).map(|_| shift + rng.normal()).collect::<Vec<f64>>()
+            };
+            let groups: Vec<Vec<f64>> = (0..seeds).map(&mut group).collect();
+            let found = if whole {
+                stats::bootstrap_groups(&groups, 200, study)
+            } else {
+                stats::bootstrap(&groups.concat(), 200, study)
+            };
+            found.is_some_and(|[low, high]| low <= 0.0 && 0.0 <= high)
+        };
+        (0..STUDIES).filter(|study| holds(*study)).count() as f64 / STUDIES as f64
+    }
+
+    #[test]
+    fn an_interval_over_seeds_and_tasks_holds_the_truth_as_often_as_the_documentation_says() {
+        // the table in docs/src/evaluation.md, in a smaller simulation
+        let unit = 1.0 / (TASKS as f64).sqrt();
+        let mut told = String::new();
+        let mut wrong = 0;
+        for (seeds, ratio, pairs, both) in TOLD {
+            let found = [coverage(seeds, ratio * unit, false), coverage(seeds, ratio * unit, true)];
+            let far = |found: f64, told: f64| (found - told).abs() > 0.04;
+            wrong += usize::from(far(found[0], pairs) || far(found[1], both));
+            told.push_str(&format!("({seeds}, {ratio:?}, {:.3}, {:.3}),\n", found[0], found[1]));
+        }
+        assert_eq!(wrong, 0, "found\n{told}");
+    }
+
+    /// Tasks of a seed.
+    const TASKS: usize = 20;
+
+    /// Seeds; deviation between seeds; coverage of pairs as if independent, and of seeds and their tasks.
+    const TOLD: [(usize, f64, f64, f64); 6] = [
+        (3, 0.0, 0.94, 0.98),
+        (3, 2.0, 0.65, 0.86),
+        (5, 1.0, 0.83, 0.95),
+        (5, 2.0, 0.65, 0.91),
+        (10, 1.0, 0.83, 0.97),
+        (10, 2.0, 0.65, 0.93),
+    ];
 
     #[test]
     fn other_tasks_have_no_common_pair() {

@@ -16,7 +16,7 @@ pub enum Method {
     Student,
     /// Wilson's over the episodes of one result.
     Wilson,
-    /// Percentile bootstrap: over tasks, or over pairs of equal task and label.
+    /// Percentile bootstrap: over tasks; of differences in several results, over results and the tasks of each.
     Bootstrap,
 }
 
@@ -139,6 +139,32 @@ pub fn bootstrap(differences: &[f64], resamples: usize, seed: u64) -> Option<[f6
             sum / n as f64
         })
         .collect();
+    means.sort_by(f64::total_cmp);
+    Some([quantile(&means, 0.025)?, quantile(&means, 0.975)?])
+}
+
+/// The same for differences in groups, such as the tasks of each seed: each resample draws as many groups as there are,
+/// with replacement, and from each as many differences as it has (Davison and Hinkley 1997, section 3.8). One group is
+/// resampled as by [`bootstrap`]; empty ones are left out.
+pub fn bootstrap_groups(groups: &[Vec<f64>], resamples: usize, seed: u64) -> Option<[f64; 2]> {
+    let groups: Vec<&[f64]> = groups.iter().map(Vec::as_slice).filter(|group| !group.is_empty()).collect();
+    if groups.len() < 2 {
+        return bootstrap(groups.first()?, resamples, seed);
+    }
+    if resamples == 0 {
+        return None;
+    }
+    let resample = |r: usize| {
+        let mut rng = Rng::new(seed, r as u64);
+        let (mut sum, mut n) = (0.0, 0);
+        for _ in 0..groups.len() {
+            let group = groups[rng.below(groups.len())];
+            sum += (0..group.len()).map(|_| group[rng.below(group.len())]).sum::<f64>();
+            n += group.len();
+        }
+        sum / n as f64
+    };
+    let mut means: Vec<f64> = (0..resamples).into_par_iter().map(resample).collect();
     means.sort_by(f64::total_cmp);
     Some([quantile(&means, 0.025)?, quantile(&means, 0.975)?])
 }

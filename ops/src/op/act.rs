@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 
-use super::policy_optimisation::Params;
+use super::policy_optimisation::{Params, apart};
 use super::{common, training};
 use crate::artifact::{self, Pair};
 use crate::model::{self, Model};
@@ -96,7 +96,10 @@ fn split(pairs: Vec<Pair>, p: &Params, other: Option<Vec<Pair>>) -> Result<(Vec<
                 "write `validate = {}`, or leave the input `validation` out",
             ));
         }
-        (Some(_), Some(other)) => other,
+        (Some(_), Some(other)) => {
+            apart(training.iter().map(|pair| &pair.task), other.iter().map(|pair| &pair.task))?;
+            other
+        }
         (Some(_), None) => held_out,
     };
     if p.validate.is_some() && validation.is_empty() {
@@ -114,11 +117,11 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
     fn ports(&self, p: &Params) -> Ports {
-        let validation = "pairs that `validate` asks, all of them; left out, those held out of `pairs`";
+        let validation = "pairs of other tasks that `validate` asks, all of them; left out, those held out of `pairs`";
         let ports = Ports::new()
             .input("model", Kind::MODEL, "the model to start from")
             .input("pairs", Kind::PAIRS, "pairs of actions; those held out are not trained on")

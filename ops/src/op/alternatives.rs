@@ -64,10 +64,11 @@ pub struct Params {
     pub per_state: usize,
     #[serde(default)]
     pub source: Source,
-    /// With `source = "mixed"`: the share of `per_state` that is drawn uniformly, rounded to whole draws.
-    #[serde(default = "half")]
+    /// With `source = "mixed"`: the share of `per_state` that is drawn uniformly, rounded to whole draws; 0.5 if left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub share: f64,
+    pub share: Option<f64>,
     /// What is not kept.
     #[serde(default = "exact")]
     pub drop: Vec<Unwanted>,
@@ -98,9 +99,9 @@ pub struct Params {
 fn one() -> usize {
     1
 }
-fn half() -> f64 {
-    0.5
-}
+/// The share of uniform draws where none is named.
+const SHARE: f64 = 0.5;
+
 fn exact() -> Vec<Unwanted> {
     vec![Unwanted::Exact]
 }
@@ -121,7 +122,7 @@ impl Params {
         match self.source {
             Source::Policy => self.per_state,
             Source::Uniform => 0,
-            Source::Mixed => self.per_state - (self.per_state as f64 * self.share).round() as usize,
+            Source::Mixed => self.per_state - (self.per_state as f64 * self.share.unwrap_or(SHARE)).round() as usize,
         }
     }
 
@@ -136,6 +137,9 @@ impl Params {
 pub fn canonical(action: &str) -> String {
     action.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
+
+/// What the policy's random numbers are for.
+pub(super) const PURPOSE: &str = "samples";
 
 /// WebShop's blank to be filled in, which is no action.
 const BLANK: &str = "<your query>";
@@ -169,6 +173,10 @@ impl Op for Alternatives {
     fn check(&self, p: &Params) -> Vec<Problem> {
         let mut problems = p.prompt.check();
         problems.extend(p.world.iter().flat_map(|world| world.check(None)));
+        if p.share.is_some() && p.source != Source::Mixed {
+            let what = "`share` is for `source = \"mixed\"`, and the source is another one";
+            problems.push(Problem::new(&["share"], what).help("write `source = \"mixed\"`, or leave `share` out"));
+        }
         if p.execute && p.world.is_none() {
             let what = "`execute` needs the world that the episodes were played in";
             problems.push(Problem::new(&["execute"], what).help("write `world = { env = \"household\" }`"));
@@ -419,7 +427,7 @@ impl Of<'_> {
         counts: &mut Counts,
     ) -> Result<(), OpError> {
         let p = self.p;
-        let seed = ctx.seed("samples");
+        let seed = ctx.seed(PURPOSE);
         let sampling: Sampling = p.filters.sampling(p.temperature, p.max_tokens);
         let empty = |turn: usize| (0..p.by_policy()).filter(move |place| states[turn].found[*place].is_none());
         let open: Vec<usize> = (0..states.len()).filter(|turn| empty(*turn).next().is_some()).collect();

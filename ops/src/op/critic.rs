@@ -101,9 +101,10 @@ pub struct Params {
     #[serde(default)]
     pub reasoning: Reasoning,
     /// With `reasoning = "injected"`: the wrong reasoning. A text in which `{right}` and `{wrong}` stand for the two
-    /// actions; or `"swapped"` or `"other"`, which ask the model for its own reasoning first.
-    #[serde(default)]
-    pub rationale: Rationale,
+    /// actions; or `"swapped"` or `"other"`, which ask the model for its own reasoning first. Left out:
+    /// `{right} does not help now. {wrong} brings the goal closer. So {wrong} is better.`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rationale: Option<Rationale>,
     /// With `removed` and `injected`: hold what follows to one of the two choices, so that none is malformed.
     #[serde(default)]
     pub held: bool,
@@ -124,6 +125,13 @@ pub struct Params {
 
 fn max_tokens() -> usize {
     48
+}
+
+impl Params {
+    /// The wrong reasoning.
+    fn wrong(&self) -> Rationale {
+        self.rationale.clone().unwrap_or_default()
+    }
 }
 
 /// The op.
@@ -157,7 +165,13 @@ impl Op for Critic {
             let what = "`reason = \"none\"` of the prompt leaves no place for a reasoning";
             problems.push(Problem::new(&["prompt", "reason"], what).help("leave `reason` out"));
         }
-        if let Rationale::Text(text) = &p.rationale {
+        if p.rationale.is_some() && p.reasoning != Reasoning::Injected {
+            let what = "`rationale` is for `reasoning = \"injected\"`, and the reasoning is another one";
+            let help = "write `reasoning = \"injected\"`, or leave `rationale` out; where an axis says the reasoning, give \
+                        the variant with a rationale a step of its own";
+            problems.push(Problem::new(&["rationale"], what).help(help));
+        }
+        if let Some(Rationale::Text(text)) = &p.rationale {
             problems.extend(check_text(text));
         }
         problems
@@ -173,7 +187,7 @@ impl Op for Critic {
             return Err(policy::cannot_begin(&policy.identity()));
         }
         let own = Reading { begins: None, prompt: p.prompt.clone(), held: false };
-        let reasoned = p.reasoning == Reasoning::Injected && matches!(p.rationale, Rationale::Made(_));
+        let reasoned = p.reasoning == Reasoning::Injected && matches!(p.wrong(), Rationale::Made(_));
         let all = (pairs.len() * if reasoned { 2 } else { 1 }) as u64;
         let mut progress = Progress { done: 0, all };
         let first =
@@ -397,9 +411,9 @@ fn ask(
 
 /// A wrong reasoning for each question; `None` where there is none.
 fn rationales(p: &Params, pairs: &[Pair], own: &[Option<Told>]) -> Result<Vec<Option<String>>, OpError> {
-    let made = match &p.rationale {
-        Rationale::Text(text) => return Ok(pairs.iter().map(|pair| Some(stated(text, pair))).collect()),
-        Rationale::Made(made) => *made,
+    let made = match p.wrong() {
+        Rationale::Text(text) => return Ok(pairs.iter().map(|pair| Some(stated(&text, pair))).collect()),
+        Rationale::Made(made) => made,
     };
     let numbers = p.prompt.choosing() == Choosing::Index;
     let said = |i: usize| own[i].as_ref().and_then(|told| told.reasoning.as_deref());
@@ -516,12 +530,12 @@ fn scores(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading, 
     scores.metrics.insert("questions".to_owned(), Some(told.iter().flatten().count() as f64));
     let mut conditions = vec![("reasoning", p.reasoning.name().to_owned())];
     if p.reasoning == Reasoning::Injected {
-        let rationale = match &p.rationale {
-            Rationale::Made(Made::Swapped) => "swapped",
-            Rationale::Made(Made::Other) => "other",
+        let rationale = match p.wrong() {
+            Rationale::Made(Made::Swapped) => "swapped".to_owned(),
+            Rationale::Made(Made::Other) => "other".to_owned(),
             Rationale::Text(text) => text,
         };
-        conditions.push(("rationale", rationale.to_owned()));
+        conditions.push(("rationale", rationale));
     }
     if p.held {
         conditions.push(("held", "true".to_owned()));

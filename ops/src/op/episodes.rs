@@ -279,10 +279,10 @@ impl Episodes {
                 seat.attempt + 1
             )));
         }
-        let malformed = turns.iter().any(episodes::is_malformed);
-        let outcome = Outcome { reward, correct: episode.success, malformed, position: None };
+        let malformed = turns.iter().filter(|turn| episodes::is_malformed(turn)).count();
+        let outcome = Outcome { reward, correct: episode.success, malformed: malformed > 0, position: None };
         let (parts, facts) = (episodes::totals(episode, &self.reward), told(episode));
-        Ok(Attempt { outcome, samples: seat.samples, steps, truncated: seat.truncated, parts, facts })
+        Ok(Attempt { outcome, samples: seat.samples, steps, truncated: seat.truncated, malformed, parts, facts })
     }
 }
 

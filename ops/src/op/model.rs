@@ -127,7 +127,7 @@ pub struct NewModel;
 impl Op for NewModel {
     type Params = Params;
     const NAME: &'static str = "model";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "makes a model with random weights and trains its tokenizer on the environment's text";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -161,7 +161,7 @@ impl Op for NewModel {
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let texts = match &p.world {
             _ if !ctx.inputs("text").is_empty() => spoken(ctx.inputs("text"))?,
-            WorldSettings::Household(world) => play_texts(world, p.texts, ctx.seed("texts")),
+            WorldSettings::Household(world) => play_texts(world, p.texts, ctx.seed("texts"))?,
             other => panic!("BUG: `{}` was not refused", other.name()),
         };
         let folder = ctx.output("model").to_owned();

@@ -5,8 +5,9 @@
 //! 3. The limit, the order of each pair, and copies in the other order.
 //!
 //! Invariants: in training and among what is held out alike, the expert's action stands second in exactly half of the
-//! pairs (one less where their number is odd); no task is in both parts; pairs hold text and never token ids, so that
-//! another model may learn from them.
+//! pairs (one less where their number is odd); no task is in both parts; no pair for training is of a test: of the same
+//! task, or of an episode that is equal from its start to its end. Pairs hold text and never token ids, so that another
+//! model may learn from them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -43,6 +44,20 @@ pub struct Params {
     /// Write each pair twice, in both orders, one behind the other.
     #[serde(default)]
     pub both_orders: bool,
+    /// What becomes of an episode that would be trained on and is among the `tests`.
+    #[serde(default)]
+    pub on_leak: OnLeak,
+}
+
+/// What becomes of an episode that would be trained on and is among the tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLeak {
+    /// The step fails and names it.
+    #[default]
+    Refuse,
+    /// It gives no pair, and is counted: `leaked`.
+    Drop,
 }
 
 /// Which alternatives are taken.
@@ -79,11 +94,11 @@ pub struct Pairs;
 impl Op for Pairs {
     type Params = Params;
     const NAME: &'static str = "pairs";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "puts the expert's action and an alternative side by side";
 
     fn ports(&self, _: &Params) -> Ports {
-        let tests = "episodes of the tasks that will be tested on; the step fails if one of them is trained on";
+        let tests = "episodes of the tasks that will be tested on, none of which may be trained on: see `on_leak`";
         Ports::new()
             .input("states", Kind::EPISODES, "the expert episodes that the alternatives were sampled at")
             .input("alternatives", Kind::SAMPLES, "what the policy would have done")
@@ -108,16 +123,32 @@ impl Op for Pairs {
         for input in ctx.inputs("tests") {
             tests.add(artifact::read(&input.path)?);
         }
+        let mut leaked = BTreeSet::new();
         for (e, episode) in episodes.iter().enumerate().filter(|(e, _)| !out.contains(e)) {
-            tests.refuse(e, episode)?;
+            match (tests.leak(episode), p.on_leak) {
+                (None, _) => {}
+                (Some(_), OnLeak::Drop) => drop(leaked.insert(e)),
+                (Some(what), OnLeak::Refuse) => return Err(refused(e, episode, what)),
+            }
+        }
+        if p.on_leak == OnLeak::Drop {
+            ctx.metric(0, "leaked", leaked.len() as f64);
         }
         // 2. the pairs
-        let (mut pairs, mut equal) = (Vec::new(), 0);
+        let mut pairs = Vec::new();
+        let mut found = Found { lines: samples.len(), leaked: leaked.len(), ..Found::default() };
         for line in &samples {
             let (episode, turn) = state(&episodes, line)?;
+            found.alternatives += line.alternatives.len();
+            if leaked.contains(&line.episode) {
+                found.of_leaked += line.alternatives.len();
+                continue;
+            }
             let wanted = line.alternatives.iter().filter(|a| {
-                equal += usize::from(a.action == line.expert);
-                a.action != line.expert && (p.only == Only::All || a.admissible)
+                let (equal, impossible) = (a.action == line.expert, p.only == Only::Admissible && !a.admissible);
+                found.equal += usize::from(equal);
+                found.inadmissible += usize::from(!equal && impossible);
+                !equal && !impossible
             });
             for alternative in wanted.take(p.per_state) {
                 pairs.push(Pair {
@@ -133,8 +164,8 @@ impl Op for Pairs {
                 });
             }
         }
-        if equal > 0 {
-            ctx.metric(0, "equal_left_out", equal as f64);
+        if found.equal > 0 {
+            ctx.metric(0, "equal_left_out", found.equal as f64);
         }
         // 3. limit and order
         let mut rng = Rng::new(ctx.seed("order"), 0);
@@ -147,16 +178,7 @@ impl Op for Pairs {
             pairs = pairs.into_iter().flat_map(|pair| [pair.swapped(), pair]).collect();
         }
         if pairs.is_empty() {
-            return Err(match p.only {
-                Only::Admissible => OpError::with_help(
-                    "there is no pair: no alternative is admissible and another action than the expert's",
-                    "write `only = \"all\"`, or draw admissible ones: `source = \"uniform\"` of `alternatives`",
-                ),
-                Only::All => OpError::with_help(
-                    "there is no pair: every alternative equals the expert's action",
-                    "raise `per_state` or `temperature` of `alternatives`",
-                ),
-            });
+            return Err(found.none());
         }
         ctx.metric(0, "pairs", pairs.iter().filter(|p| !p.held_out).count() as f64);
         ctx.metric(0, "held_out", pairs.iter().filter(|p| p.held_out).count() as f64);
@@ -192,37 +214,102 @@ fn held_out(episodes: &[Episode], share: f64, seed: u64) -> BTreeSet<usize> {
     out
 }
 
-/// Tasks that will be tested on.
+/// What the samples hold, and why it makes no pair.
+#[derive(Default)]
+struct Found {
+    lines: usize,
+    alternatives: usize,
+    /// Equal to the expert's action.
+    equal: usize,
+    /// Other than the expert's action, and not admissible where that is asked for.
+    inadmissible: usize,
+    /// Of episodes that are among the tests.
+    of_leaked: usize,
+    /// Episodes that are among the tests.
+    leaked: usize,
+}
+
+impl Found {
+    /// The error of no pair at all.
+    fn none(&self) -> OpError {
+        let Found { lines, alternatives, equal, inadmissible, of_leaked, leaked } = self;
+        let mut what =
+            format!("there is no pair: the samples are of {lines} states and hold {alternatives} alternatives");
+        if *alternatives == 0 {
+            return OpError::with_help(
+                what,
+                "the metrics of `alternatives` say what became of its draws (`unfinished`, `equal_to_expert`, \
+                 `inadmissible_dropped`, ..): raise its `refill`, `max_tokens` or `temperature`, or drop less",
+            );
+        }
+        let reasons = [
+            (*equal, "equal to the expert's action".to_owned()),
+            (*inadmissible, "not admissible".to_owned()),
+            (*of_leaked, format!("of {leaked} episodes that are among the tests")),
+        ];
+        let told: Vec<String> =
+            reasons.into_iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}")).collect();
+        if !told.is_empty() {
+            what.push_str(&format!(", {}", told.join(", ")));
+        }
+        OpError::with_help(
+            what,
+            if *inadmissible > 0 {
+                "write `only = \"all\"`, or draw admissible ones: `source = \"uniform\"` of `alternatives`"
+            } else if *equal > 0 {
+                "raise `per_state` or `temperature` of `alternatives`"
+            } else {
+                "make the demonstrations of other tasks than the tests"
+            },
+        )
+    }
+}
+
+/// An episode's start and goal, and what was done and seen in it.
+type Whole = (String, String, Vec<[String; 2]>);
+
+fn whole(episode: &Episode) -> Whole {
+    let turns = episode.turns.iter().map(|turn| [turn.action.clone(), turn.observation.clone()]);
+    (episode.start.clone(), episode.task.goal.clone(), turns.collect())
+}
+
+/// What will be tested on.
 #[derive(Default)]
 struct Tests {
-    keys: HashSet<(String, String, Option<u64>)>,
-    /// Start and goal, which are the whole task as an agent sees it.
-    texts: HashSet<(String, String)>,
+    tasks: HashSet<(String, String, Option<u64>)>,
+    /// Another task may begin with the same text and have the same goal, with its objects in other places; what differs
+    /// is seen on the way.
+    episodes: HashSet<Whole>,
 }
 
 impl Tests {
     fn add(&mut self, episodes: Vec<Episode>) {
-        for Episode { task, start, .. } in episodes {
-            self.keys.insert((task.env, task.id, task.seed));
-            self.texts.insert((start, task.goal));
+        for episode in episodes {
+            self.episodes.insert(whole(&episode));
+            self.tasks.insert((episode.task.env, episode.task.id, episode.task.seed));
         }
     }
 
-    /// Refuses to train on a test.
-    fn refuse(&self, number: usize, episode: &Episode) -> Result<(), OpError> {
-        let Episode { task, start, .. } = episode;
-        let what = if self.keys.contains(&(task.env.clone(), task.id.clone(), task.seed)) {
-            "its task is among the tests"
-        } else if self.texts.contains(&(start.clone(), task.goal.clone())) {
-            "a test begins with the same text and has the same goal"
+    /// Why an episode is a test.
+    fn leak(&self, episode: &Episode) -> Option<&'static str> {
+        let Task { env, id, seed, .. } = &episode.task;
+        if self.tasks.contains(&(env.clone(), id.clone(), *seed)) {
+            Some("its task is among the tests")
+        } else if self.episodes.contains(&whole(episode)) {
+            Some("an episode of the tests is the same from its start to its end")
         } else {
-            return Ok(());
-        };
-        Err(OpError::with_help(
-            format!("episode {number} (`{} {}`) would be trained on, and {what}", task.env, task.id),
-            "make the demonstrations of other tasks, or leave it out of them",
-        ))
+            None
+        }
     }
+}
+
+/// The error of training on a test.
+fn refused(number: usize, episode: &Episode, what: &str) -> OpError {
+    let Task { env, id, .. } = &episode.task;
+    OpError::with_help(
+        format!("episode {number} (`{env} {id}`) would be trained on, and {what}"),
+        "make the demonstrations of other tasks, or write `on_leak = \"drop\"` to leave it out",
+    )
 }
 
 /// The state that a line of samples speaks of.

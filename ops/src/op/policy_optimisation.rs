@@ -1,10 +1,13 @@
 //! Parameters that `act` and `rl` share: one policy-optimisation loop, two kinds of question.
 
-use actloom_engine::op::Problem;
+use std::collections::BTreeSet;
+
+use actloom_engine::op::{OpError, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::training::{Defaults, Training};
+use crate::artifact::Task;
 use crate::reward::Reward;
 use crate::text::Prompt;
 use crate::train::collect::{Compare, Order};
@@ -97,6 +100,27 @@ impl Gap {
     }
 }
 
+/// Refuses tasks of the input `validation` that are trained on. A task is one of its environment, number and seed.
+///
+/// # Errors
+/// Names the first such task.
+pub fn apart<'a>(
+    training: impl Iterator<Item = &'a Task>,
+    mut validation: impl Iterator<Item = &'a Task>,
+) -> Result<(), OpError> {
+    let key = |task: &'a Task| (task.env.as_str(), task.id.as_str(), task.seed);
+    let known: BTreeSet<_> = training.map(key).collect();
+    let Some(task) = validation.find(|task| known.contains(&key(task))) else { return Ok(()) };
+    let seed = task.seed.map(|seed| format!(" (seed {seed})")).unwrap_or_default();
+    Err(OpError::with_help(
+        format!(
+            "task `{}`{seed} of `{}` in the input `validation` is also trained on, expected other tasks",
+            task.id, task.env
+        ),
+        "take `validation` from another split, or from tasks that what is trained on does not hold",
+    ))
+}
+
 /// A value as a recipe writes it.
 fn written<T: Serialize>(value: T) -> String {
     match serde_json::to_value(value) {
@@ -122,10 +146,16 @@ pub struct Params {
     #[serde(default = "batch")]
     #[schemars(range(min = 1, max = 100000))]
     pub batch: usize,
-    /// Optimizer updates taken on each batch; more than one makes the clip range matter.
+    /// Parts that a pass cuts the batch into, with an optimizer update for each: as even as can be, and no more than there are
+    /// prompts. More than one makes the clip range matter.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1024))]
     pub updates: usize,
+    /// Passes over each batch, each cut into `updates` parts: the first in the batch's order, later ones in a seeded other order.
+    /// Log-probabilities before training stay those of sampling, so more than one makes the clip range matter.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub passes: usize,
     /// Only so many prompts, taken in order; 0 takes all.
     #[serde(default)]
     pub limit: usize,
@@ -302,6 +332,15 @@ impl Params {
                 let message = "`kl_times_ratio` is for a divergence in the loss, and `kl_in` is `reward`";
                 problems.push(Problem::new(&["kl_times_ratio"], message));
             }
+        } else if self.kl == 0.0 && self.kl_times_ratio {
+            let message = "`kl_times_ratio` is set, but `kl` is 0, expected its weight";
+            problems.push(Problem::new(&["kl_times_ratio"], message));
+        }
+        // one that is written as it is by default cannot be told from one that is left out
+        if self.kl == 0.0 && self.kl_estimator != KlEstimator::default() {
+            let estimator = written(self.kl_estimator);
+            let message = format!("`kl_estimator` is `{estimator}`, but `kl` is 0, expected its weight");
+            problems.push(Problem::new(&["kl_estimator"], message));
         }
         if let Some(overlong) = self.overlong.filter(|overlong| overlong.buffer > self.max_tokens) {
             let (buffer, longest) = (overlong.buffer, self.max_tokens);
@@ -325,6 +364,7 @@ impl Params {
             order: self.order,
             refill: self.refill,
             updates: self.updates,
+            passes: self.passes,
             lr: self.training.learning_rate,
             schedule: self.training.schedule,
             warmup: self.training.warmup,
@@ -400,6 +440,8 @@ mod tests {
             (json!({ "correction_cap": 2.0 }), "correction_cap"),
             (json!({ "kl_in": "reward" }), "kl_in"),
             (json!({ "kl_in": "reward", "kl": 0.1, "kl_times_ratio": true }), "kl_times_ratio"),
+            (json!({ "kl_times_ratio": true }), "kl_times_ratio"),
+            (json!({ "kl_estimator": "k1" }), "kl_estimator"),
             (json!({ "loss": "rloo", "advantage": "group" }), "advantage"),
         ];
         for (value, path) in cases {

@@ -3,8 +3,11 @@
 //! An episode of random play is told with a task line written in hindsight: a goal that its actions happened to reach.
 //! Some episodes are cut at a step and end in a choice question, "which of two actions came next?", whose answer is
 //! what did come next: a true, self-supervised label. Answers begin with a short deduction from what was seen. No
-//! expert takes part. Play visits *other houses* than those of demonstrations and tests, so no tested room is seen
-//! here, but every class of thing is.
+//! expert takes part.
+//!
+//! Invariant: no room of play has the same receptacles, as a start tells them, as a room of demonstrations or tests,
+//! whatever their split. Everything else is met in play: every class of receptacle and of object, also those of `ood`,
+//! and every pair of them. What stays new in `ood` are its rooms, and that no expert was seen with such a goal.
 
 use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
@@ -125,10 +128,8 @@ struct Play {
     deductions: Vec<[String; 2]>,
 }
 
-/// The houses of play: same kind of world, other rooms.
-fn elsewhere(world: &household::Settings) -> household::Settings {
-    household::Settings { rooms: world.rooms.wrapping_add(1_000_003), layouts: 60, unseen_layouts: 60, ..world.clone() }
-}
+/// Where play takes place: as in demonstrations, and with all that only `ood` has.
+const PLAYED: [household::Split; 2] = [household::Split::Train, household::Split::Ood];
 
 /// Makes episodes of play.
 struct Player {
@@ -138,12 +139,13 @@ struct Player {
 }
 
 impl Player {
-    fn new(world: &household::Settings, steps: usize, seed: u64) -> Self {
+    fn new(world: &household::Settings, steps: usize, seed: u64) -> Result<Self, OpError> {
         const TASKS: usize = 4000;
-        let world = elsewhere(world);
-        let mut tasks = household::tasks(&world, household::Split::Train, TASKS, seed);
-        tasks.extend(household::tasks(&world, household::Split::Ood, TASKS, seed));
-        Player { tasks, steps, seed }
+        let mut tasks = Vec::with_capacity(TASKS * PLAYED.len());
+        for split in PLAYED {
+            tasks.extend(household::tasks_elsewhere(world, split, TASKS, seed)?);
+        }
+        Ok(Player { tasks, steps, seed })
     }
 
     /// Episode `index`; a wander that reached no goal is tried again elsewhere.
@@ -202,14 +204,26 @@ pub fn no_play(world: &WorldSettings) -> Problem {
         .help("`household` does")
 }
 
+/// Why there is no room to play in.
+fn no_room(world: &household::Settings) -> Option<Problem> {
+    let failed = PLAYED.into_iter().find_map(|split| household::tasks_elsewhere(world, split, 0, 0).err())?;
+    Some(match OpError::from(failed) {
+        OpError::Failed { message, help: Some(help) } => Problem::new(&["world"], message).help(help),
+        other => Problem::new(&["world"], other.to_string()),
+    })
+}
+
 /// What was deduced, without the advice that follows: experience is unlabelled.
 fn thought(deduction: &str) -> String {
     deduction.split(" next: ").next().unwrap_or(deduction).to_owned()
 }
 
 /// Texts of the environment for a tokenizer: observations, actions, deductions, questions.
-pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Vec<String> {
-    let player = Player::new(world, steps(), seed);
+///
+/// # Errors
+/// Where no room is left to play in.
+pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Result<Vec<String>, OpError> {
+    let player = Player::new(world, steps(), seed)?;
     let mut texts = Vec::new();
     for index in 0..count as u64 {
         let Play { episode, deductions } = player.play(index);
@@ -220,7 +234,7 @@ pub fn play_texts(world: &household::Settings, count: usize, seed: u64) -> Vec<S
             texts.extend([short, t.action]);
         }
     }
-    texts
+    Ok(texts)
 }
 
 /// One episode as training sequences: one, or one for each state where every state is a message of its own. What a
@@ -347,7 +361,7 @@ pub struct Pretrain;
 impl Op for Pretrain {
     type Params = Params;
     const NAME: &'static str = "pretrain";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "trains a model on unlabelled experience: random play, deductions, choices";
 
     fn ports(&self, p: &Params) -> Ports {
@@ -356,8 +370,9 @@ impl Op for Pretrain {
 
     fn check(&self, p: &Params) -> Vec<Problem> {
         let mut problems = p.prompt.check();
-        if !matches!(p.world, WorldSettings::Household(_)) {
-            problems.push(no_play(&p.world));
+        match &p.world {
+            WorldSettings::Household(world) => problems.extend(no_room(world)),
+            other => problems.push(no_play(other)),
         }
         for (place, form) in p.questions.iter().enumerate() {
             problems.extend(checked(&form.prompt, &["questions", &place.to_string(), "prompt"]));
@@ -385,7 +400,7 @@ impl Op for Pretrain {
         let WorldSettings::Household(world) = &p.world else {
             panic!("BUG: `{}` was not refused", p.world.name());
         };
-        let player = Player::new(world, p.steps, seed);
+        let player = Player::new(world, p.steps, seed)?;
         let plan = sft::Plan { steps: p.updates, facts: Vec::new(), ..p.training.plan() };
         let limit = model.config.max_positions;
         sft::run(ctx, &mut model, &plan, |step| {
@@ -407,6 +422,8 @@ impl Op for Pretrain {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use camino::Utf8Path;
     use serde_json::{Value, json};
 
@@ -417,10 +434,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(folder.path()).unwrap();
         let world = household::Settings::default();
-        train_tokenizer(&play_texts(&world, 40, 1), 400, path).unwrap();
+        train_tokenizer(&play_texts(&world, 40, 1).unwrap(), 400, path).unwrap();
         let mut text = Text::load(path, &[]).unwrap();
         text.eos = vec![text.id("<|end|>").unwrap()];
-        test(&text, &Player::new(&world, 8, 3));
+        test(&text, &Player::new(&world, 8, 3).unwrap());
     }
 
     fn params(value: Value) -> Params {
@@ -496,6 +513,55 @@ mod tests {
         };
         assert_eq!((share(0.0), share(1.0)), (0, 24));
         assert!((4..20).contains(&share(0.5)));
+    }
+
+    #[test]
+    fn no_room_of_play_begins_like_a_room_of_any_split_at_any_size() {
+        use household::{Settings, Size, Split};
+        // `You are in the middle of a room. Looking quickly around you, you see ..`: all that is told of the room
+        let room = |task: &household::HouseholdTask| {
+            let start = task.play().reset().text;
+            start.split("\n\n").find(|part| part.contains("you see")).unwrap().to_owned()
+        };
+        for (size, rooms) in [(Size::Tiny, 0), (Size::Tiny, 1), (Size::Tiny, 7), (Size::Small, 0), (Size::Medium, 0)] {
+            let world = Settings { size, rooms, ..Settings::default() };
+            let player = Player::new(&world, 8, 3).unwrap();
+            let played: BTreeSet<String> = player.tasks.iter().map(&room).collect();
+            for split in Split::ALL {
+                for task in household::tasks(&world, split, 200, 5) {
+                    assert!(!played.contains(&room(&task)), "{size:?}, house {rooms}, {split:?}: {}", room(&task));
+                }
+            }
+            // what is left has every class that the splits have
+            let classes = |rooms: &BTreeSet<String>| -> BTreeSet<String> {
+                let names = rooms.iter().flat_map(|room| room.split(|c: char| !c.is_alphabetic()));
+                names.map(str::to_owned).collect()
+            };
+            let tested: BTreeSet<String> = Split::ALL
+                .iter()
+                .flat_map(|split| household::tasks(&world, *split, 200, 5))
+                .map(|t| room(&t))
+                .collect();
+            assert!(classes(&played).is_superset(&classes(&tested)), "{size:?}, house {rooms}");
+        }
+    }
+
+    #[test]
+    fn a_world_whose_splits_take_every_room_of_a_kind_is_refused() {
+        let said = |world: Value| {
+            let problems = Pretrain.check(&params(json!({ "world": world })));
+            problems.into_iter().map(|p| format!("{}: {}", p.path.join("."), p.message)).collect::<Vec<_>>()
+        };
+        let full = json!({ "env": "household", "layouts": 60 });
+        assert_eq!(
+            said(full.clone()),
+            ["world: no kitchen is left that no split has: `layouts = 60` takes all that the size `tiny` makes"]
+        );
+        assert!(said(json!({ "env": "household", "layouts": 60, "size": "medium" })).is_empty());
+        // a kind of room that no task needs may have none
+        assert!(said(json!({ "env": "household", "layouts": 30, "tasks": ["look_at_obj_in_light"] })).is_empty());
+        let WorldSettings::Household(world) = params(json!({ "world": full })).world else { panic!("another world") };
+        assert!(play_texts(&world, 1, 0).unwrap_err().to_string().contains("no kitchen is left"));
     }
 
     #[test]

@@ -292,6 +292,10 @@ impl Counts {
     }
 }
 
+/// What random numbers are for: not what `alternatives` needs them for, whose draws at the same state would otherwise
+/// be made with the same numbers.
+const PURPOSE: &str = "reflections";
+
 /// States between two checkpoints.
 const CHUNK: usize = 64;
 
@@ -304,7 +308,7 @@ fn ask(
     states: &[State<'_>],
 ) -> Result<(Vec<Option<Reflection>>, Counts), OpError> {
     let sampling = p.filters.sampling(p.temperature, p.max_tokens);
-    let seed = ctx.seed("samples");
+    let seed = ctx.seed(PURPOSE);
     let mut done: Vec<Option<Reflection>> = vec![None; states.len()];
     let mut counts = Counts::default();
     for attempt in 0..p.tries {
@@ -344,7 +348,7 @@ pub struct Reflect;
 impl Op for Reflect {
     type Params = Params;
     const NAME: &'static str = "reflect";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "has a policy say why the expert's action is better: Early Experience's self-reflection";
 
@@ -436,5 +440,19 @@ impl Op for Reflect {
             ctx.metric(0, name, n as f64);
         }
         artifact::write(ctx.output("reflections"), &reflections)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actloom_engine::op::seed_for;
+
+    use super::*;
+
+    #[test]
+    fn reflections_are_not_drawn_with_the_numbers_of_the_alternatives() {
+        use super::super::alternatives;
+        let of = |purpose| Rng::at(seed_for(7, purpose), &[1, 2, 0]).next_u64();
+        assert_ne!(of(PURPOSE), of(alternatives::PURPOSE));
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::episodes::{self, Episodes};
 use super::worlds::Tasks;
 use super::{common, policy_optimisation, training};
-use crate::artifact::{self, Episode};
+use crate::artifact::{self, Episode, Task};
 use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Prompt, Text};
@@ -38,6 +38,8 @@ pub struct Params {
 struct States {
     /// Number of the episode that each is of.
     episodes: Vec<usize>,
+    /// Of those episodes.
+    tasks: Vec<Task>,
     prompts: Vec<Vec<u32>>,
     /// The expert's action and everything possible.
     answers: Vec<(String, Vec<String>)>,
@@ -57,6 +59,7 @@ impl States {
         let episodes: Vec<Episode> = artifact::read(path)?;
         let mut states = States {
             episodes: Vec::new(),
+            tasks: Vec::new(),
             prompts: Vec::new(),
             answers: Vec::new(),
             reward: p.reward,
@@ -68,6 +71,9 @@ impl States {
                     break 'all;
                 }
                 let messages = common::state(&p.prompt, (number, episode), turn, p.prompt.tells_replies())?;
+                if states.episodes.last() != Some(&number) {
+                    states.tasks.push(episode.task.clone());
+                }
                 states.episodes.push(number);
                 states.prompts.push(common::prompt_ids(text, &messages, model, p.max_tokens)?);
                 states.answers.push((state.action.clone(), state.actions.clone()));
@@ -120,7 +126,7 @@ pub struct Rl;
 impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str =
         "learns by policy optimisation to act: as an expert does at its states, or to win episodes of its own";
 
@@ -133,7 +139,7 @@ impl Op for Rl {
                 "validation",
                 &[Kind::EPISODES],
                 Arity::Optional,
-                "expert episodes at whose states the model is validated",
+                "expert episodes of other tasks at whose states the model is validated",
             ),
         }
     }
@@ -183,8 +189,7 @@ impl Op for Rl {
                 (Box::new(source), validation.map(|source| Box::new(source) as Box<dyn Source>))
             }
             None => {
-                let states =
-                    |path, limit| States::read(path, limit, p, &text, &model).map(|states| Box::new(Asked(states)));
+                let states = |path, limit| States::read(path, limit, p, &text, &model);
                 let validation = ctx.input_opt("validation");
                 if p.validate.is_some() != validation.is_some() {
                     let (what, help) = match validation {
@@ -197,8 +202,13 @@ impl Op for Rl {
                     };
                     return Err(OpError::with_help(what, format!("{help}, or leave the other out")));
                 }
+                let training = states(ctx.input("states"), p.limit)?;
                 let validation = validation.map(|path| states(path, 0)).transpose()?;
-                (states(ctx.input("states"), p.limit)?, validation.map(|source| source as Box<dyn Source>))
+                if let Some(validation) = &validation {
+                    policy_optimisation::apart(training.tasks.iter(), validation.tasks.iter())?;
+                }
+                let boxed = |states| Box::new(Asked(states)) as Box<dyn Source>;
+                (boxed(training), validation.map(boxed))
             }
         };
         let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };

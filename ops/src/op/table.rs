@@ -40,7 +40,7 @@ pub struct TableParams {
     /// Whether shares are shown in percent.
     #[serde(default = "yes")]
     pub percent: bool,
-    /// Resamples of the bootstrap behind the differences' intervals.
+    /// Resamples of the bootstrap behind the differences' intervals: of labels of `over`, and of the tasks of each.
     #[schemars(range(min = 100, max = 1_000_000))]
     #[serde(default = "resamples")]
     pub resamples: usize,
@@ -61,7 +61,7 @@ fn resamples() -> usize {
 impl Op for Tabulate {
     type Params = TableParams;
     const NAME: &'static str = "table";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Sets scores out as rows x columns with means, spreads and paired differences";
 
     fn ports(&self, _params: &TableParams) -> Ports {

@@ -311,6 +311,10 @@ fn differences(table: &Table, metric: &str, comparisons: &[&Comparison]) -> Bloc
         columns.push((axis.axis.clone(), Align::Left));
     }
     columns.extend(["difference", "95 % interval", "pairs"].map(|name| (name.to_owned(), Align::Right)));
+    let errors = table.over.as_ref().filter(|_| comparisons.iter().any(|c| c.se_over.is_some()));
+    if let Some(over) = errors {
+        columns.push((format!("s.e. over {}", over.axis), Align::Right));
+    }
     if table.over.is_some() {
         columns.push(("higher in".to_owned(), Align::Right));
     }
@@ -329,13 +333,19 @@ fn differences(table: &Table, metric: &str, comparisons: &[&Comparison]) -> Bloc
             notes.mark(format!("left out, because one side alone has them: {}", number::counted(c.unpaired, what)))
         });
         cells.push(Marked { body: Body::Text(c.pairs.to_string()), marks: left_out.into_iter().collect() });
+        if errors.is_some() {
+            let error = c.se_over.map(|error| number::metric(metric, error, table.percent));
+            cells.push(plain(error.map_or(Body::Missing, Body::Text)));
+        }
         if table.over.is_some() {
             cells.push(plain(Body::Text(format!("{} of {}", c.higher(), c.per_over.len()))));
         }
         Row { label: Marked { body: format!("{} minus {}", c.a, c.b), marks: Vec::new() }, cells }
     });
     let rows = rows.collect();
+    let several = comparisons.iter().any(|c| c.per_over.len() > 1);
     let pairing = match (by_task, &table.over) {
+        (true, Some(over)) if several => format!("paired by {} and task, bootstrap over both", over.axis),
         (true, Some(over)) => format!("paired by {} and task, bootstrap", over.axis),
         (true, None) => "paired by task, bootstrap".to_owned(),
         (false, Some(over)) => format!("paired by {}, Student's t", over.axis),
@@ -354,7 +364,8 @@ fn differences(table: &Table, metric: &str, comparisons: &[&Comparison]) -> Bloc
 mod tests {
     use super::*;
     use crate::eval::scores::Decoded;
-    use crate::eval::table::tests::{layout, results};
+    use crate::eval::table::Labelled;
+    use crate::eval::table::tests::{labelled, layout, results, scores};
 
     #[test]
     fn what_a_cell_does_not_share_with_most_is_a_note() {
@@ -393,6 +404,31 @@ mod tests {
         let base = &blocks.blocks[0].rows[1];
         assert_eq!((base.label.marks.as_slice(), base.cells[0].marks.len()), (&[0][..], 0));
         assert_eq!(blocks.blocks[0].notes, ["1 result for every seed; decoding held to admissible actions"]);
+    }
+
+    #[test]
+    fn a_standard_error_over_seeds_is_a_column_where_there_is_one() {
+        let at = |policy: &str, seed: &str, won: &[usize]| {
+            labelled(&[("policy", policy), ("split", "id"), ("seed", seed)], scores(won))
+        };
+        let mut results = Vec::new();
+        for (seed, won) in [("0", &[0, 1][..]), ("1", &[2]), ("2", &[])] {
+            results.extend([at("a", seed, won), at("b", seed, &[])]);
+        }
+        let mut layout = layout();
+        layout.compare = vec![["a".to_owned(), "b".to_owned()]];
+        let shown = |results: &[Labelled]| {
+            let block = blocks(&Table::build(results, &layout).unwrap()).blocks.remove(1);
+            let names: Vec<String> = block.columns.into_iter().map(|(name, _)| name).collect();
+            let at = names.iter().position(|name| name == "s.e. over seed");
+            (block.title, at.map(|at| block.rows[0].cells[at].body.clone()))
+        };
+        // differences of 20, 10 and 0 points: deviation 10
+        let (title, error) = shown(&results);
+        assert_eq!(error, Some(Body::Text("5.8".to_owned())));
+        assert!(title.ends_with("differences, paired by seed and task, bootstrap over both"), "{title}");
+        assert_eq!(shown(&results[..4]).1, None);
+        assert!(shown(&results[..2]).0.ends_with("paired by seed and task, bootstrap"));
     }
 
     #[test]

@@ -39,7 +39,7 @@ const FAMILIES: [(&str, &[&str]); 10] = [
     ("reward", &["reward", "reward_correct"]),
     ("accuracy", &["accuracy"]),
     ("distance from the reference", &["kl"]),
-    ("entropy", &["entropy"]),
+    ("entropy", &["entropy", "entropy_sampled"]),
     ("clipped tokens", &["clip_low", "clip_high", "clip_region"]),
     ("groups without variance, truncated responses", &["zero_variance", "truncated"]),
     ("response length", &["length"]),

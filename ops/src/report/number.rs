@@ -7,7 +7,7 @@ use crate::eval::table::is_share;
 /// What a metric is counted in, where it is not a share; empty for plain numbers.
 pub fn unit(metric: &str) -> &'static str {
     match metric {
-        "loss" | "entropy" | "kl" | "logp_gap" | "logp_gap_mean" => "nats",
+        "loss" | "entropy" | "entropy_sampled" | "kl" | "logp_gap" | "logp_gap_mean" => "nats",
         "length" => "tokens",
         _ => "",
     }

@@ -1,7 +1,7 @@
 //! A table as files for people and programs: Markdown, CSV and LaTeX.
 //!
 //! Invariants: the Markdown is plain enough to be printed on a terminal of 100 columns (wider tables are cut between
-//! columns, never inside one, and nothing is left out); the CSV carries every number in full; all three are functions
+//! columns, never inside one; each part begins with all that tells its rows apart, and nothing is left out); the CSV carries every number in full; all three are functions
 //! of the table.
 
 use std::fmt::Write as _;
@@ -105,18 +105,22 @@ fn grid(block: &Block) -> String {
         })
         .collect();
     let wide = |column: &[String]| column[0].chars().count() + 3;
+    // Columns of words behind the label say what a row is of, such as the split of a difference: each part has them.
+    let words = block.columns.iter().take_while(|(_, align)| *align == Align::Left).count();
+    let keys: Vec<&Vec<String>> = std::iter::once(&labels).chain(&columns[..words]).collect();
     let mut out = String::new();
-    let mut from = 0;
+    let mut from = words.min(columns.len().saturating_sub(1));
+    let keys = &keys[..=from];
     while from < columns.len() {
-        let mut width = wide(&labels) + 1 + wide(&columns[from]);
+        let mut width = keys.iter().map(|column| wide(column)).sum::<usize>() + 1 + wide(&columns[from]);
         let mut to = from + 1;
         while to < columns.len() && width + wide(&columns[to]) <= WIDTH {
             width += wide(&columns[to]);
             to += 1;
         }
-        for (line, label) in labels.iter().enumerate() {
-            let _ = write!(out, "| {label} |");
-            for column in &columns[from..to] {
+        for line in 0..labels.len() {
+            out.push('|');
+            for column in keys.iter().copied().chain(&columns[from..to]) {
                 let _ = write!(out, " {} |", column[line]);
             }
             out.push('\n');
@@ -170,6 +174,7 @@ pub fn csv(table: &Table) -> Result<String, OpError> {
         "missing",
         "episodes",
         "decoding",
+        "se",
     ];
     out.write_record(header).map_err(|e| failed(e.to_string()))?;
     let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
@@ -200,6 +205,7 @@ pub fn csv(table: &Table) -> Result<String, OpError> {
                 missing,
                 cell.parts.iter().map(|p| p.episodes).sum::<usize>().to_string(),
                 decoded.join(" "),
+                String::new(),
             ];
             out.write_record(record).map_err(|e| failed(e.to_string()))?;
         }
@@ -222,6 +228,7 @@ pub fn csv(table: &Table) -> Result<String, OpError> {
             if c.pairs == 0 { "all".to_owned() } else { String::new() },
             String::new(),
             String::new(),
+            number(c.se_over),
         ];
         out.write_record(record).map_err(|e| failed(e.to_string()))?;
     }
@@ -338,6 +345,27 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(splits.iter().all(|s| text.contains(s)));
         assert_eq!(text.matches("| policy |").count(), 3);
+    }
+
+    #[test]
+    fn every_part_of_a_cut_table_of_differences_names_the_split_of_its_rows() {
+        let names = ["a policy with such a long name", "and another one, which is longer"];
+        let results: Vec<_> = ["0", "1", "2"]
+            .iter()
+            .flat_map(|seed| names.iter().flat_map(move |name| ["id", "ood"].map(|split| (*seed, *name, split))))
+            .map(|(seed, name, split)| labelled(&[("policy", name), ("split", split), ("seed", seed)], scores(&[0, 1])))
+            .collect();
+        let mut layout = layout();
+        layout.compare = vec![names.map(str::to_owned)];
+        let text = markdown(&Table::build(&results, &layout).unwrap());
+        let rows: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("| a policy") && line.contains("minus")).collect();
+        assert!(rows.len() >= 4, "the table was to be cut:\n{text}");
+        for (at, row) in rows.iter().enumerate() {
+            let split = if at % 2 == 0 { "id" } else { "ood" };
+            assert_eq!(row.split('|').nth(2).map(str::trim), Some(split), "{text}");
+        }
+        assert_eq!(text.matches("higher in").count(), 1, "{text}");
     }
 
     #[test]

@@ -13,13 +13,17 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Reward {
     /// The expert's action.
+    #[schemars(range(min = -1e6, max = 1e6))]
     pub correct: f64,
     /// A possible action. Under `exclusive`: another one than the expert's.
+    #[schemars(range(min = -1e6, max = 1e6))]
     pub admissible: f64,
     /// Where no other part applies: anything else, and answers that did not end in time.
+    #[schemars(range(min = -1e6, max = 1e6))]
     pub malformed: f64,
     /// A reply that ended in time and has the form that the prompt asks for, whatever it says. Left out, the form by
     /// itself is worth nothing: a reply of the right form that says no possible action is `malformed`.
+    #[schemars(range(min = -1e6, max = 1e6))]
     pub format: Option<f64>,
     /// Times the response's tokens / `max_tokens`, added in either composition; negative for a price on length.
     #[schemars(range(min = -100.0, max = 100.0))]

@@ -80,12 +80,14 @@ pub struct Sums {
     pub attempts: f64,
     pub reward: f64,
     pub right: f64,
-    pub malformed: f64,
     /// By where the right answer stood: attempts, and how many right.
     pub positions: [(f64, f64); 2],
     pub responses: f64,
     pub truncated: f64,
+    pub malformed: f64,
     pub tokens: usize,
+    /// Of all tokens, in nats: minus the log-probabilities they were sampled with.
+    pub surprise: f64,
     parts: BTreeMap<&'static str, f64>,
     /// Sum and count.
     facts: BTreeMap<&'static str, (f64, f64)>,
@@ -100,7 +102,6 @@ impl Sums {
             self.attempts += 1.0;
             self.reward += attempt.outcome.reward;
             self.right += right;
-            self.malformed += f64::from(u8::from(attempt.outcome.malformed));
             if flat {
                 self.flat_attempts = (self.flat_attempts.0 + 1.0, self.flat_attempts.1 + right);
             }
@@ -109,6 +110,8 @@ impl Sums {
             }
             self.responses += attempt.samples.len() as f64;
             self.truncated += attempt.truncated as f64;
+            self.malformed += attempt.malformed as f64;
+            self.surprise -= attempt.samples.iter().flat_map(|s| &s.sampling).map(|l| f64::from(*l)).sum::<f64>();
             self.tokens += attempt.samples.iter().map(|s| s.ids.len()).sum::<usize>();
             for (name, value) in &attempt.facts {
                 let (sum, n) = self.facts.entry(name).or_default();
@@ -128,22 +131,28 @@ impl Sums {
         self.right / self.attempts.max(1.0)
     }
 
+    /// Mean surprise of a token: what is sampled has the entropy of its distribution as the mean of its surprise, so this
+    /// estimates the entropy of all that was drawn, groups without variance among them.
+    fn entropy(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.surprise / self.tokens as f64)
+    }
+
     /// What the warnings look at.
-    pub fn seen(&self, entropy: Option<f64>) -> Seen {
+    pub fn seen(&self) -> Seen {
         Seen {
             flat: self.flat as f64 / self.groups.max(1) as f64,
             flat_right: self.flat_attempts.1 / self.flat_attempts.0.max(1.0),
             right: self.accuracy(),
             truncated: self.truncated / self.responses.max(1.0),
-            malformed: self.malformed / self.attempts.max(1.0),
+            malformed: self.malformed / self.responses.max(1.0),
             positions: self.positions,
-            entropy,
+            entropy: self.entropy(),
         }
     }
 
     /// Reports them as metrics of batch `at`.
     pub fn report(&self, ctx: &OpContext<'_>, at: u64) {
-        let seen = self.seen(None);
+        let seen = self.seen();
         ctx.metric(at, "reward", self.mean_reward());
         for (name, sum) in &self.parts {
             ctx.metric(at, &format!("reward_{name}"), sum / self.attempts.max(1.0));
@@ -158,6 +167,9 @@ impl Sums {
         ctx.metric(at, "length", self.tokens as f64 / self.responses.max(1.0));
         ctx.metric(at, "truncated", seen.truncated);
         ctx.metric(at, "zero_variance", seen.flat);
+        if let Some(entropy) = seen.entropy {
+            ctx.metric(at, "entropy_sampled", entropy);
+        }
         for (name, (sum, n)) in &self.facts {
             ctx.metric(at, name, sum / n);
         }
@@ -249,4 +261,32 @@ pub fn grouped(drawn: Vec<Drawn>, advantages: Vec<Vec<Vec<f64>>>) -> Vec<Group> 
         Group { question: d.index, samples }
     };
     drawn.into_iter().zip(advantages).map(group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reward::Outcome;
+    use crate::train::draw::Attempt;
+    use crate::train::watch::Watch;
+
+    #[test]
+    fn one_malformed_turn_of_four_is_a_quarter_and_no_collapse_and_entropy_is_that_of_all_that_was_drawn() {
+        let episode = |logp: f32| Attempt {
+            outcome: Outcome { malformed: true, ..Outcome::default() },
+            samples: vec![Sample { ids: vec![1, 2], sampling: vec![logp; 2], ..Sample::default() }; 4],
+            truncated: 2,
+            malformed: 1,
+            ..Attempt::default()
+        };
+        let mut sums = Sums::default();
+        assert_eq!(sums.seen().entropy, None, "nothing was drawn");
+        sums.add(&Drawn { index: 0, attempts: vec![episode(-1.0), episode(-1.0)] }, true);
+        let seen = sums.seen();
+        assert_eq!((seen.malformed, seen.truncated, seen.entropy), (0.25, 0.5, Some(1.0)));
+        let said = Watch::default().see(1, &seen);
+        assert!(said.is_empty(), "every episode has a malformed turn, and few turns are: {said:?}");
+        sums.add(&Drawn { index: 1, attempts: vec![episode(-3.0), episode(-3.0)] }, false);
+        assert_eq!(sums.seen().entropy, Some(2.0), "groups with and without variance alike");
+    }
 }

@@ -32,6 +32,8 @@ pub struct Attempt {
     pub steps: Vec<Step>,
     /// Responses that ran out of tokens.
     pub truncated: usize,
+    /// Responses that are malformed: neither right nor possible; of an episode: that say no action.
+    pub malformed: usize,
     /// Parts of the reward by name, for the report.
     pub parts: BTreeMap<&'static str, f64>,
     /// What else is to be told of it: the mean of each is a metric of its name.
@@ -177,6 +179,7 @@ impl<Q: Questions> Source for Asked<Q> {
                         ..Sample::default()
                     }],
                     truncated: usize::from(!ended),
+                    malformed: usize::from(outcome.malformed),
                     ..Attempt::default()
                 });
             }

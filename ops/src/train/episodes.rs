@@ -54,7 +54,8 @@ pub enum Equal {
     /// are equal wherever they were met.
     #[default]
     Observation,
-    /// Those with the same observation and the same admissible actions.
+    /// Those with the same observation and the same admissible actions: to be preferred wherever the environment tells these,
+    /// for free replies often meet such texts.
     Actions,
 }
 

@@ -1,13 +1,17 @@
 //! Group-relative policy optimisation. Shao et al., "DeepSeekMath", 2024; conventions of TRL's loss.
 //!
 //! 1. Questions or tasks are chosen. 2. At each, G attempts are drawn and judged; with a refill, groups without variance
-//!    are replaced. 3. Each attempt is compared with its group. 4. Updates: the loss is that of [`objective`](super::objective),
-//!    computed row by row by [`update`](super::update). 5. Metrics and warnings. 6. Validation. 7. Checkpoint.
+//!    are replaced. 3. Each attempt is compared with its group. 4. Updates: `passes` over the batch, each cut into `updates`
+//!    parts; the loss is that of [`objective`](super::objective), computed row by row by [`update`](super::update). 5. Metrics
+//!    and warnings. 6. Validation. 7. Checkpoint.
 //!
-//! Left out of the published algorithm: nothing of the objective; several epochs over one batch are `updates`. The
-//! sampler and the trainer share their kernels, so old log-probabilities are the sampler's, unless a `correction` asks for
-//! the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed once,
-//! and equal responses of a group are one segment whose terms add up: both are exact.
+//! Left out of the published algorithm: nothing of the objective. Old log-probabilities are those of sampling in every part
+//! of every pass. The sampler and the trainer share their kernels, so they are the sampler's, unless a `correction` asks
+//! for the trainer's, and the gap between the two is measured at every batch (`logp_gap`). A group's prompt is computed
+//! once, and equal responses of a group are one segment whose terms add up: both are exact.
+//!
+//! Invariants: a batch is atomic, a stop falls between two; the first pass takes the groups in the batch's order, each later
+//! one in a seeded order of its own; the learning rate depends on how far training is, not on what was left out.
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +30,7 @@ use super::update::{self, Outcome as Update};
 use super::validation::{self, Keep, Track, Validate};
 use super::watch::Watch;
 use crate::model::Model;
+use crate::rng::Rng;
 
 /// Settings of the objective and the sampling.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +43,10 @@ pub struct Settings {
     pub order: Order,
     /// Rounds of sampling, at most, that replace groups without variance; 0 keeps them.
     pub refill: u64,
-    /// Optimizer updates taken on each batch.
+    /// Parts that each pass cuts a batch into, an optimizer update for each; a part has a group at least.
     pub updates: usize,
+    /// Passes over each batch.
+    pub passes: usize,
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup: u64,
@@ -78,6 +85,19 @@ impl Speed {
     }
 }
 
+/// Sizes of the parts of a batch of so many groups: `updates` of them, or one for each group where there are fewer; as even
+/// as can be, the larger ones first.
+fn parts(groups: usize, updates: usize) -> Vec<usize> {
+    let count = updates.min(groups);
+    (0..count).map(|i| groups / count + usize::from(i < groups % count)).collect()
+}
+
+/// Updates of a full batch that precede update `place` of `count` in batch `step`: what was left out of earlier batches
+/// counts as taken, and a batch of fewer updates than a full one is as long as a full one.
+fn done(step: u64, (place, count): (usize, usize), full: u64) -> f64 {
+    (step * full) as f64 + (place as u64 * full) as f64 / count.max(1) as f64
+}
+
 /// Runs GRPO on `model` in place. `reference` is the frozen model of the KL term, wanted where its weight in the loss or
 /// the reward is not 0. `validation` is asked where the settings say so; it is never trained on.
 ///
@@ -94,7 +114,8 @@ pub fn run(
 ) -> Result<(), OpError> {
     let batches = source.len().div_ceil(settings.batch) as u64;
     let steps = batches * settings.epochs;
-    let total_updates = steps * settings.updates as u64;
+    // of a batch that has a group for each part
+    let full = (settings.updates * settings.passes) as u64;
     let loaded = checkpoint::load(ctx.scratch(), model, &settings.optimizer)?;
     let fresh = loaded.is_none();
     let (mut optimizer, mut position) = match loaded {
@@ -169,28 +190,41 @@ pub fn run(
         let advantages = collect::compare(&drawn, &settings.compare)?;
         let mut groups = collect::grouped(drawn, advantages);
         update::score(model, &mut groups, &how).map_err(at_batch)?;
-        // 4. updates: the batch in order, cut into equal parts
+        // 4. updates: the batch cut into even parts, in its own order first and then in others
         let mut seen: Vec<Update> = Vec::new();
         let (mut norm, mut steps_taken) = (0.0, 0);
-        let share = groups.len().div_ceil(settings.updates).max(1);
-        for part in groups.chunks(share) {
-            let _span = tracing::debug_span!("update").entered();
-            let lr = settings.lr * settings.schedule.factor(updates, total_updates, settings.warmup);
-            updates += 1;
-            let update = update::accumulate(model, reference, part, &how).map_err(at_batch)?;
-            let reached = update.reached;
-            seen.push(update);
-            if reached {
-                norm += optimizer.step(model, lr).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
-                steps_taken += 1;
-            } else {
-                skipped += 1.0;
+        let sizes = parts(groups.len(), settings.updates);
+        let count = sizes.len() * settings.passes;
+        for pass in 0..settings.passes {
+            if pass > 0 {
+                Rng::at(settings.seed, &[3, step, pass as u64]).shuffle(&mut groups);
+            }
+            let mut rest = groups.as_slice();
+            for size in &sizes {
+                let _span = tracing::debug_span!("update").entered();
+                let (part, later) = rest.split_at(*size);
+                rest = later;
+                let done = done(step, (seen.len(), count), full);
+                let lr = settings.lr * settings.schedule.after(done, steps * full, settings.warmup);
+                updates += 1;
+                let update = update::accumulate(model, reference, part, &how).map_err(at_batch)?;
+                let reached = update.reached;
+                seen.push(update);
+                if reached {
+                    norm += optimizer.step(model, lr).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
+                    steps_taken += 1;
+                } else {
+                    skipped += 1.0;
+                }
+                if seen.len() == count {
+                    ctx.metric(at, "lr", lr);
+                }
             }
         }
         if groups.is_empty() {
             // every group that was drawn was dropped
-            updates += settings.updates as u64;
-            skipped += settings.updates as f64;
+            updates += full;
+            skipped += full as f64;
         }
         trained.add(seen.iter().map(|u| u.trained).sum(), since);
         // 5. report
@@ -205,11 +239,11 @@ pub fn run(
             ctx.metric(at, "kl", kl / tokens.max(1) as f64);
             ctx.metric(at, "reward_kl", -settings.kl_in_reward * kl / attempts.max(1) as f64);
         }
-        let entropy = report(ctx, at, &seen, &settings.objective);
+        report(ctx, at, &seen, &settings.objective);
         if steps_taken > 0 {
             ctx.metric(at, "grad_norm", norm / f64::from(steps_taken));
         }
-        for warning in watch.see(at, &sums.seen(entropy)) {
+        for warning in watch.see(at, &sums.seen()) {
             ctx.say(Level::Warning, warning);
         }
         let (reward, right) = (sums.mean_reward(), sums.accuracy() * 100.0);
@@ -270,11 +304,11 @@ pub fn run(
 }
 
 /// Metrics of a batch's updates. The gap between sampler and trainer is that of the first part: the others meet weights
-/// that have changed since they were sampled, on purpose. Returns the entropy, where anything was trained on.
-fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) -> Option<f64> {
+/// that have changed since they were sampled, on purpose.
+fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) {
     let tokens: f64 = seen.iter().map(|u| u.tally.tokens).sum();
     if tokens == 0.0 {
-        return None;
+        return;
     }
     let entropy = seen.iter().map(|u| u.entropy).sum::<f64>() / tokens;
     let mut tally = Tally::default();
@@ -298,5 +332,35 @@ fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) 
         ctx.metric(at, "weight_max", largest);
         ctx.metric(at, "weight_cut", cut);
     }
-    Some(entropy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_into_as_many_parts_as_were_asked_for_and_none_is_empty() {
+        assert_eq!(parts(16, 5), [4, 3, 3, 3, 3]);
+        assert_eq!(parts(16, 4), [4; 4]);
+        assert_eq!(parts(5, 2), [3, 2]);
+        assert_eq!(parts(3, 8), [1, 1, 1]);
+        assert_eq!(parts(0, 8), [0; 0]);
+        for (groups, updates) in (1..40).flat_map(|g| (1..12).map(move |u| (g, u))) {
+            let sizes = parts(groups, updates);
+            assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (updates.min(groups), groups));
+            assert!(sizes.iter().all(|s| *s > 0) && sizes[0] - sizes[sizes.len() - 1] <= 1, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_training_is_the_end_of_the_schedule_whatever_was_left_out() {
+        // full batches count as updates do
+        let full: Vec<f64> = (0..2).flat_map(|step| (0..3).map(move |place| done(step, (place, 3), 3))).collect();
+        assert_eq!(full, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        // a batch of which two groups were left, and one that was dropped whole, take the place of a full one
+        assert_eq!([done(0, (0, 2), 6), done(0, (1, 2), 6), done(2, (0, 6), 6)], [0.0, 3.0, 12.0]);
+        let rate = |step, place, count| Schedule::Linear.after(done(step, (place, count), 6), 3 * 6, 0);
+        assert_eq!(rate(2, 0, 6), rate(2, 0, 1), "the same progress, the same rate");
+        assert!((rate(2, 5, 6) - 1.0 / 18.0).abs() < 1e-12, "the last update is the last of the schedule");
+    }
 }

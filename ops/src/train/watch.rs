@@ -21,7 +21,7 @@ const BIAS: f64 = 0.3;
 const COLLAPSED: f64 = 0.1;
 const MASTERED: f64 = 0.95;
 
-/// What a batch looked like; shares are of attempts but for `truncated`, of responses.
+/// What a batch looked like; shares are of attempts but for `truncated` and `malformed`, of responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seen {
     /// Share of groups whose rewards are all equal.
@@ -33,7 +33,7 @@ pub struct Seen {
     pub malformed: f64,
     /// For questions whose right answer stood first, second: attempts, and how many were right.
     pub positions: [(f64, f64); 2],
-    /// Of a token, in nats, where something was trained on.
+    /// Of a token, in nats, estimated from all that was sampled.
     pub entropy: Option<f64>,
 }
 
@@ -108,7 +108,7 @@ impl Watch {
             found.push((
                 "malformed",
                 format!(
-                    "format collapse: {share} of the answers of batch {at} say no possible action in the form asked for; \
+                    "format collapse: {share} of the responses of batch {at} say no possible action in the form asked for; \
                      imitate first (`sft`), lower `learning_rate`, or reward the form with `reward.format`"
                 ),
             ));

@@ -6,7 +6,8 @@
 //!    and receptacle that no training task has.
 //!
 //! Invariants: task `i` depends on settings, split, seed and `i` alone; layouts depend on the settings alone, so that
-//! every seed plays in the same rooms; train and id share no problem; every goal can be reached.
+//! every seed plays in the same rooms; train and id share no problem; every goal can be reached; no room of `elsewhere`
+//! has the same receptacles as a room of any split.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::lexicon::{self, ObjectClass, Place, RECEPTACLES, ROOMS, Room};
 use super::world::{Abilities, Object, Receptacle, State, World, only};
 use super::{HouseholdTask, Novelty, RoomKind, Settings, Size, Split};
 use crate::artifact::Task;
+use crate::env::EnvError;
 use crate::rng::Rng;
 
 /// Draws before a problem is given up; the tables make one in a few succeed.
@@ -99,11 +101,20 @@ impl Layout {
         self.receptacles.iter().any(|&(c, _)| c == class)
     }
 
+    /// What a start tells of it: the class of each receptacle, in order.
+    fn told(&self) -> Vec<usize> {
+        self.receptacles.iter().map(|&(class, _)| class).collect()
+    }
+
+    /// Where the layouts of a kind of room are drawn from.
+    fn source(room: &Room, settings: &Settings, unseen: bool) -> Rng {
+        Rng::at(0, &[settings.rooms, room.kind as u64, u64::from(unseen), settings.size as u64])
+    }
+
     /// The layouts of a kind of room, all different while the tables allow it.
     fn pool(room: &Room, settings: &Settings, unseen: bool) -> Vec<Layout> {
         let wanted = if unseen { settings.unseen_layouts } else { settings.layouts };
-        let words = [settings.rooms, room.kind as u64, u64::from(unseen), settings.size as u64];
-        let mut rng = Rng::at(0, &words);
+        let mut rng = Layout::source(room, settings, unseen);
         let mut pool: Vec<Layout> = Vec::new();
         for _ in 0..wanted.max(1) {
             let mut layout = Layout::draw(room, settings.size, unseen, &mut rng);
@@ -127,6 +138,53 @@ pub(super) struct Rooms {
 impl Rooms {
     pub fn of(settings: &Settings, split: Split) -> Rooms {
         Rooms { pools: ROOMS.iter().map(|room| Layout::pool(room, settings, split.is_unseen())).collect() }
+    }
+
+    /// Rooms of the house `other`, all different, none of which has the same receptacles, as a start tells them, as a
+    /// room of any split of `settings`.
+    ///
+    /// # Errors
+    /// Names the kind of room that is left without a layout, where the tasks need it.
+    pub fn elsewhere(settings: &Settings, other: &Settings, split: Split) -> Result<Rooms, EnvError> {
+        /// Draws for the layouts of a kind of room: small rooms have few, and many draws hit one that is taken.
+        const DRAWS: usize = 4000;
+        let taken: BTreeSet<Vec<usize>> = [false, true]
+            .into_iter()
+            .flat_map(|unseen| ROOMS.iter().flat_map(move |room| Layout::pool(room, settings, unseen)))
+            .map(|layout| layout.told())
+            .collect();
+        let unseen = split.is_unseen();
+        let wanted = if unseen { other.unseen_layouts } else { other.layouts } as usize;
+        let mut pools = Vec::with_capacity(ROOMS.len());
+        for room in &ROOMS {
+            let mut rng = Layout::source(room, other, unseen);
+            let mut pool: Vec<Layout> = Vec::new();
+            for _ in 0..DRAWS {
+                if pool.len() == wanted {
+                    break;
+                }
+                let layout = Layout::draw(room, other.size, unseen, &mut rng);
+                if !taken.contains(&layout.told()) && !pool.contains(&layout) {
+                    pool.push(layout);
+                }
+            }
+            if pool.is_empty() && settings.kinds().iter().any(|kind| kind.rooms().contains(&room.kind)) {
+                let (key, count) = match unseen {
+                    true => ("unseen_layouts", settings.unseen_layouts),
+                    false => ("layouts", settings.layouts),
+                };
+                return Err(EnvError::with_help(
+                    format!(
+                        "no {} is left that no split has: `{key} = {count}` takes all that the size `{}` makes",
+                        room.kind.name(),
+                        settings.size.name()
+                    ),
+                    format!("write a lower `{key}`, or a larger `size`"),
+                ));
+            }
+            pools.push(pool);
+        }
+        Ok(Rooms { pools })
     }
 }
 

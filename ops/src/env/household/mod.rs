@@ -205,6 +205,15 @@ enum RoomKind {
 impl RoomKind {
     const ALL: [RoomKind; 4] = [RoomKind::Kitchen, RoomKind::LivingRoom, RoomKind::Bedroom, RoomKind::Bathroom];
 
+    fn name(self) -> &'static str {
+        match self {
+            RoomKind::Kitchen => "kitchen",
+            RoomKind::LivingRoom => "living room",
+            RoomKind::Bedroom => "bedroom",
+            RoomKind::Bathroom => "bathroom",
+        }
+    }
+
     /// As the lexicon abbreviates it.
     fn letter(self) -> char {
         match self {
@@ -232,6 +241,24 @@ pub struct HouseholdTask {
 pub fn tasks(settings: &Settings, split: Split, count: usize, seed: u64) -> Vec<HouseholdTask> {
     let rooms = generate::Rooms::of(settings, split);
     (0..count).map(|index| generate::task(settings, &rooms, split, index, seed)).collect()
+}
+
+/// The first `count` tasks of a split in another house: no room has the same receptacles, as a start tells them, as a
+/// room of any split of `settings`. `Split::Ood` has all that ood tasks have but their rooms: every class of receptacle
+/// and every pair of object and receptacle.
+///
+/// # Errors
+/// Where the splits take all layouts of a kind of room that the tasks need.
+pub fn tasks_elsewhere(
+    settings: &Settings,
+    split: Split,
+    count: usize,
+    seed: u64,
+) -> Result<Vec<HouseholdTask>, EnvError> {
+    let other =
+        Settings { rooms: settings.rooms.wrapping_add(1_000_003), layouts: 60, unseen_layouts: 60, ..settings.clone() };
+    let rooms = generate::Rooms::elsewhere(settings, &other, split)?;
+    Ok((0..count).map(|index| generate::task(&other, &rooms, split, index, seed)).collect())
 }
 
 /// Reads a problem in the form of ALFWorld's `initial_state.pddl`; `split` is what the task will say of itself.

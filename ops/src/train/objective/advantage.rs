@@ -1,6 +1,6 @@
 //! What a response was worth beside the others of its group.
 //!
-//! Invariant: a group whose rewards are all equal has advantages of exactly 0, so nothing is learned from it.
+//! Invariant: a group whose rewards are all equal, but for rounding, has advantages of exactly 0, so nothing is learned from it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,16 @@ pub enum Advantage {
     Rloo,
 }
 
+/// Distance, as a share of the largest of some rewards, up to which they are equal: sums of the same parts in another order
+/// differ by less.
+const ROUNDING: f64 = 1e-9;
+
+/// Whether all are equal, but for rounding. What is not finite equals nothing.
+pub fn flat(values: &[f64]) -> bool {
+    let largest = values.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+    largest.is_finite() && values.iter().all(|v| (v - values[0]).abs() <= ROUNDING * largest)
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -42,7 +52,7 @@ pub fn advantages(groups: &[Vec<f64>], kind: Advantage) -> Vec<Vec<f64>> {
     };
     let of_group = |rewards: &Vec<f64>| -> Vec<f64> {
         let n = rewards.len() as f64;
-        if rewards.iter().all(|r| *r == rewards[0]) {
+        if flat(rewards) {
             return vec![0.0; rewards.len()];
         }
         let (sum, mean) = (rewards.iter().sum::<f64>(), mean(rewards));
@@ -58,4 +68,23 @@ pub fn advantages(groups: &[Vec<f64>], kind: Advantage) -> Vec<Vec<f64>> {
         rewards.iter().map(one).collect()
     };
     groups.iter().map(of_group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewards_that_differ_by_rounding_alone_are_equal() {
+        let (one, other) = (-0.1 - 0.2 - 0.3, -0.3 - 0.2 - 0.1);
+        assert_ne!(one, other, "the order of a sum counts");
+        for kind in [Advantage::Group, Advantage::Batch, Advantage::None, Advantage::Rloo] {
+            let found = advantages(&[vec![one, other, one], vec![0.0, 1.0]], kind);
+            assert_eq!(found[0], [0.0; 3], "{kind:?}");
+            assert_ne!(found[1], [0.0; 2], "{kind:?}");
+        }
+        assert!(flat(&[1e6, 1e6 + 1e-4]) && !flat(&[1e6, 1e6 + 1e-2]), "relative to the size of rewards");
+        assert!(!flat(&[0.0, 1e-12]) && flat(&[0.0, -0.0]) && flat(&[]));
+        assert!(!flat(&[f64::NAN, f64::NAN]) && !flat(&[1.0, f64::INFINITY]));
+    }
 }

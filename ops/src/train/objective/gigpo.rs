@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::advantage::flat;
+
 /// How steps are compared, as a recipe says it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -99,9 +101,9 @@ pub struct Advantages {
     pub advantage: Vec<Vec<f64>>,
 }
 
-/// Values beside their mean; zeros where all are equal.
+/// Values beside their mean; zeros where all are equal, but for rounding.
 fn compare(values: &[f64], deviation: Option<Deviation>) -> Vec<f64> {
-    if values.iter().all(|v| *v == values[0]) {
+    if flat(values) {
         return vec![0.0; values.len()];
     }
     let n = values.len() as f64;
@@ -170,6 +172,15 @@ mod tests {
         assert_eq!(found.episode, [1.0 - third, -third, -third]);
         let flat = advantages(&[vec![("a", 1.0)], vec![("a", 1.0)]], settings);
         assert!(flat.advantage.iter().flatten().all(|a| *a == 0.0));
+    }
+
+    #[test]
+    fn returns_that_differ_by_rounding_alone_are_equal() {
+        let settings = Settings { discount: 1.0, ..Settings::default() };
+        let (one, other) = (vec![("a", -0.1), ("b", -0.2), ("c", -0.3)], vec![("a", -0.3), ("d", -0.2), ("e", -0.1)]);
+        let found = advantages(&[one, other], settings);
+        assert_ne!(found.returns[0][0], found.returns[1][0], "the order of a sum counts");
+        assert!(found.advantage.iter().flatten().all(|a| *a == 0.0), "{found:?}");
     }
 
     #[test]
