@@ -12,8 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actloom_engine::op::DeviceRequest;
 use actloom_ops::artifact::{self, Pair, Past, SCHEMA_VERSION};
+use actloom_ops::eval::scores::Scores;
+use actloom_ops::eval::stats::{self, Interval, Method};
+use actloom_ops::eval::table::{Labelled, Layout, Spread, Table};
 use actloom_ops::model;
 use actloom_ops::op::act::judge;
+use actloom_ops::op::critic::Answered;
+use actloom_ops::op::exam::Ended;
 use actloom_ops::policy::{self, Ask, Policy, Sampling};
 use actloom_ops::reward::Reward;
 use actloom_ops::rng::Rng;
@@ -314,24 +319,94 @@ fn a_model_that_reasons_is_led_by_what_is_put_in_the_place_of_its_reasoning() {
     // `WORSE leads nowhere, so I take BETTER`: 5 words and those of the actions, 3 or 4 each
     assert_eq!(own["reasoning_words"], (3.0 * 11.0 + 13.0) / 4.0);
     let removed = critic(&bench, json!({ "reasoning": "removed" }), "removed");
-    assert_eq!((removed["removed_accuracy"], removed["removed_consistent"]), (0.5, 0.0));
-    assert_eq!((removed["removed_accuracy_first"], removed["removed_accuracy_second"]), (1.0, 0.0));
+    assert_eq!((removed["accuracy"], removed["consistent"]), (0.5, 0.0));
+    assert_eq!((removed["accuracy_first"], removed["accuracy_second"]), (1.0, 0.0));
     let injected = critic(&bench, json!({ "reasoning": "injected" }), "injected");
-    assert_eq!((injected["injected_accuracy"], injected["injected_found"]), (0.0, 1.0));
-    assert!(removed.keys().all(|name| name.starts_with("removed_")), "{removed:?}");
-    assert!(injected.keys().all(|name| name.starts_with("injected_")), "{injected:?}");
+    assert_eq!((injected["accuracy"], injected["found"]), (0.0, 1.0));
     assert_eq!(asked.load(Ordering::SeqCst), 24);
     // its own words for the wrong action, of the hard pair as they are
     let swapped = critic(&bench, json!({ "reasoning": "injected", "rationale": "swapped" }), "swapped");
-    assert_eq!((swapped["injected_accuracy"], swapped["injected_found"]), (0.0, 1.0));
-    assert_eq!(swapped["injected_reasoning_words"], own["reasoning_words"]);
+    assert_eq!((swapped["accuracy"], swapped["found"]), (0.0, 1.0));
+    assert_eq!(swapped["reasoning_words"], own["reasoning_words"]);
     assert_eq!(asked.load(Ordering::SeqCst), 40, "its own reasoning is asked for first");
     // of another pair: neither action is in it, so the second is taken
     let other = critic(&bench, json!({ "reasoning": "injected", "rationale": "other" }), "other");
-    assert_eq!((other["injected_accuracy_first"], other["injected_accuracy_second"]), (0.0, 1.0));
+    assert_eq!((other["accuracy_first"], other["accuracy_second"]), (0.0, 1.0));
     // a text that argues for the right action leads to it
     let right = json!({ "reasoning": "injected", "rationale": "not {wrong} but {right}" });
-    assert_eq!(critic(&bench, right, "right")["injected_accuracy"], 1.0);
+    assert_eq!(critic(&bench, right, "right")["accuracy"], 1.0);
+}
+
+/// The scores and the answers that `critic` wrote into a folder.
+fn written(bench: &Bench, name: &str) -> (Scores, Vec<Answered>) {
+    let scores = Scores::read(&bench.path(&format!("{name}/scores"))).unwrap();
+    let answers = std::fs::read_to_string(bench.path(&format!("{name}/answers"))).unwrap();
+    (scores, answers.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[test]
+fn three_reasonings_stand_in_one_table_and_are_compared_question_by_question() {
+    let (bench, _) = exam();
+    let variants = ["own", "removed", "injected"];
+    let results = variants.map(|reasoning| {
+        critic(&bench, json!({ "reasoning": reasoning }), reasoning);
+        let (scores, _) = written(&bench, reasoning);
+        assert_eq!(scores.conditions["reasoning"], reasoning);
+        Labelled { labels: [("reasoning".to_owned(), reasoning.to_owned())].into(), scores }
+    });
+    // a pair is one item, with the mean over its two orders
+    let own = &results[0].scores;
+    let of = |scores: &Scores, metric: &str| scores.per_task.iter().map(|t| t.value(metric)).collect::<Vec<_>>();
+    assert_eq!(own.per_task[2].id, "id/3 episode 2 turn 0: do bad hard 3");
+    assert_eq!(of(own, "accuracy"), [Some(1.0), Some(1.0), Some(0.0), Some(1.0)]);
+    assert_eq!(of(&results[1].scores, "accuracy"), [Some(0.5); 4]);
+    assert_eq!(own.intervals["accuracy"].method, Method::Bootstrap);
+    assert_eq!(own.intervals["consistent"].method, Method::Wilson);
+    let layout = Layout {
+        rows: "reasoning".to_owned(),
+        columns: None,
+        over: None,
+        metrics: ["accuracy", "consistent", "malformed"].map(str::to_owned).to_vec(),
+        compare: vec![["own", "removed"].map(str::to_owned)],
+        spread: Spread::Interval,
+        percent: true,
+        resamples: 500,
+        seed: 1,
+    };
+    let table = Table::build(&results, &layout).unwrap();
+    assert!(table.missing.is_empty(), "{:?}", table.missing);
+    assert_eq!([0, 1, 2].map(|row| table.cell(row, 0).metrics["accuracy"].mean), [Some(0.75), Some(0.5), Some(0.0)]);
+    assert!(table.cell(0, 0).metrics["accuracy"].interval.is_some(), "one seed has an interval over its pairs");
+    let found = &table.comparisons[0];
+    assert_eq!((found.pairs, found.by_task, found.unpaired), (4, true, 0));
+    assert!((found.difference.unwrap() - 0.25).abs() < 1e-12);
+    let by_hand = stats::bootstrap(&[0.5, 0.5, -0.5, 0.5], 500, 1).unwrap();
+    assert_eq!(found.interval, Some(Interval::new(by_hand, Method::Bootstrap)));
+    // beside episodes the numbers wear a prefix, with what they were taken under
+    let mut beside = Scores::of_metrics([("success".to_owned(), Some(1.0))].into());
+    beside.merge("critic_", &results[2].scores);
+    assert_eq!((beside.metrics["critic_accuracy"], &*beside.conditions["critic_reasoning"]), (Some(0.0), "injected"));
+    assert!(beside.intervals.contains_key("critic_accuracy") && beside.per_task.is_empty());
+}
+
+#[test]
+fn what_was_said_to_each_question_is_kept() {
+    let (bench, _) = exam();
+    critic(&bench, json!({}), "own");
+    let (_, own) = written(&bench, "own");
+    assert_eq!(own.len(), 8);
+    let hard = &own[4];
+    assert_eq!((hard.episode, hard.turn, hard.expert, hard.choice), (2, 0, 0, Some(1)));
+    assert_eq!(hard.shown, ["do good hard 3", "do bad hard 3"]);
+    assert_eq!(hard.reasoning.as_deref(), Some("do good hard 3 leads nowhere, so I take do bad hard 3"));
+    assert_eq!(hard.text, format!("<think>{}</think>do bad hard 3", hard.reasoning.as_deref().unwrap()));
+    assert_eq!((hard.begun.as_deref(), hard.finish, hard.correct, hard.malformed), (None, Ended::End, false, false));
+    assert_eq!((own[5].shown[0].as_str(), own[5].expert), ("do bad hard 3", 1));
+    critic(&bench, json!({ "reasoning": "injected", "rationale": "only {wrong}" }), "injected");
+    let (scores, injected) = written(&bench, "injected");
+    assert_eq!(injected[0].begun.as_deref(), Some("<think>only do bad 1</think>"));
+    assert_eq!((&*injected[0].text, injected[0].choice, &injected[0].reasoning), ("do bad 1", Some(1), &None));
+    assert_eq!(scores.conditions["rationale"], "only {wrong}");
 }
 
 #[test]
@@ -430,9 +505,9 @@ fn answers_held_to_the_two_choices_are_never_malformed() {
                 bench.run("critic", params, &inputs, &name)
             };
             let held = ask(true, format!("{number}-{choice}-held"));
-            assert_eq!(held["removed_malformed"], 0.0, "{style} {choice}");
+            assert_eq!(held["malformed"], 0.0, "{style} {choice}");
             let free = ask(false, format!("{number}-{choice}-free"));
-            assert_eq!(free["removed_malformed"], 1.0, "random weights say neither: {style} {choice}");
+            assert_eq!(free["malformed"], 1.0, "random weights say neither: {style} {choice}");
         }
     }
 }

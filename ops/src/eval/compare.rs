@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::paired::{PER_TASK, Shared, shared};
+use super::paired::{Shared, shared};
 use super::scores::Scores;
 use super::stats::{self, Interval, Method};
 use super::table::{Axis, Grid, Layout, Placed};
@@ -101,8 +101,8 @@ fn task_differences(a: &Scores, b: &Scores, metric: &str) -> (Vec<f64>, usize) {
 
 fn of_cells(a: &[Placed<'_>], b: &[Placed<'_>], metric: &str, layout: &Layout) -> Comparison {
     let (partners, alone) = partners(a, b);
-    let tasks = PER_TASK.contains(&metric);
-    let by_task = tasks && partners.iter().all(|p| !p.a.per_task.is_empty() && !p.b.per_task.is_empty());
+    let by_task = a.iter().chain(b).any(|x| x.scores.by_task(metric))
+        && partners.iter().all(|p| p.a.by_task(metric) && p.b.by_task(metric));
     let mut comparison = Comparison {
         a: String::new(),
         b: String::new(),

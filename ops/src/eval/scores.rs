@@ -81,7 +81,12 @@ pub struct TaskScore {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     pub kind: String,
+    /// None where it is a question that was put and not played.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub episodes: Vec<EpisodeScore>,
+    /// Of a question: name -> its mean over what was answered; a number that is not defined for it is left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, f64>,
 }
 
 impl TaskScore {
@@ -90,8 +95,11 @@ impl TaskScore {
         (&self.env, &self.id, self.seed)
     }
 
-    /// The mean of `success`, `score` or `steps` over the task's episodes.
+    /// The mean of `success`, `score` or `steps` over the task's episodes, or the question's number of that name.
     pub fn value(&self, metric: &str) -> Option<f64> {
+        if let Some(value) = self.values.get(metric) {
+            return Some(*value);
+        }
         let of = |episode: &EpisodeScore| match metric {
             "success" => Some(f64::from(u8::from(episode.success))),
             "score" => Some(episode.score),
@@ -123,6 +131,9 @@ pub struct Scores {
     /// `None` where no episodes were played (scores of a critic alone).
     pub decoding: Option<Decoded>,
     pub episodes: usize,
+    /// What the numbers were taken under, where that is not told by the policy and the tasks: `reasoning` of a critic.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub conditions: BTreeMap<String, String>,
     /// Name -> number; `null` where it is not defined (`steps_won` where nothing was won).
     pub metrics: BTreeMap<String, Option<f64>>,
     /// 95 % intervals of the metrics; left out where there are too few tasks.
@@ -139,12 +150,13 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Numbers alone, where no episodes were played: a critic's.
+    /// Numbers alone, where no episodes were played.
     pub fn of_metrics(metrics: BTreeMap<String, Option<f64>>) -> Scores {
         Scores {
             v: SCORES_VERSION,
             decoding: None,
             episodes: 0,
+            conditions: BTreeMap::new(),
             metrics,
             intervals: BTreeMap::new(),
             by_kind: BTreeMap::new(),
@@ -183,7 +195,8 @@ impl Scores {
         Ok(())
     }
 
-    /// Adds another file's numbers under a prefix: `accuracy` becomes `critic_accuracy`.
+    /// Adds another file's numbers, their intervals and their conditions under a prefix: `accuracy` becomes
+    /// `critic_accuracy`.
     pub fn merge(&mut self, prefix: &str, other: &Scores) {
         for (name, value) in &other.metrics {
             self.metrics.insert(format!("{prefix}{name}"), *value);
@@ -191,6 +204,14 @@ impl Scores {
         for (name, interval) in &other.intervals {
             self.intervals.insert(format!("{prefix}{name}"), interval.clone());
         }
+        for (name, value) in &other.conditions {
+            self.conditions.insert(format!("{prefix}{name}"), value.clone());
+        }
+    }
+
+    /// Whether tasks have this number, so that two files can be compared in it task by task.
+    pub(super) fn by_task(&self, metric: &str) -> bool {
+        self.per_task.iter().any(|task| task.value(metric).is_some())
     }
 
     /// Reads a scores file: this module's, or a plain object of named numbers.
@@ -272,7 +293,7 @@ fn per_task(counted: &[Counted<'_>]) -> Vec<TaskScore> {
         let place = *places.entry(key(task)).or_insert(tasks.len());
         if place == tasks.len() {
             let (env, id, kind) = (task.env.clone(), task.id.clone(), task.kind.clone());
-            tasks.push(TaskScore { env, id, seed: task.seed, kind, episodes: Vec::new() });
+            tasks.push(TaskScore { env, id, seed: task.seed, kind, episodes: Vec::new(), values: BTreeMap::new() });
         }
         tasks[place].episodes.push(EpisodeScore {
             success: episode.success,

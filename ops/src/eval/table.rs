@@ -125,8 +125,6 @@ pub struct Table {
 /// Whether a metric is a share of something, so that percent means something.
 pub fn is_share(metric: &str) -> bool {
     let name = metric.strip_prefix("critic_").unwrap_or(metric);
-    // a critic's variants
-    let name = ["removed_", "injected_"].iter().find_map(|start| name.strip_prefix(start)).unwrap_or(name);
     let known = [
         "success",
         "score",
@@ -143,6 +141,10 @@ pub fn is_share(metric: &str) -> bool {
         "found",
         "consistent",
         "agreement",
+        "next_action",
+        "next_action_by_kind",
+        "other_action",
+        "impossible",
     ];
     let begins = ["failure_", "success_at_"].iter().any(|start| name.starts_with(start));
     known.contains(&name) || begins || name.contains("accuracy") || name.ends_with("_share") || name.ends_with("_rate")

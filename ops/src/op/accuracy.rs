@@ -2,8 +2,9 @@
 //!
 //! Nothing is played: each state is put as the expert reached it, so the number says how well actions are imitated and not
 //! what they lead to. ACT's first version reports ScienceWorld so.
-
-use std::collections::BTreeMap;
+//!
+//! Invariants: each state is one item of the scores, so that two policies are compared state by state; intervals take the
+//! states as independent of each other.
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
@@ -11,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{self, Filters};
 use crate::artifact::{self, Episode};
-use crate::eval::scores::{KindScore, Scores};
-use crate::eval::stats::{self, Interval, Method};
+use crate::eval::items::{Item, Part};
+use crate::eval::scores::Scores;
+use crate::eval::stats;
 use crate::policy::{Ask, Policy, open_with};
 use crate::rng::Rng;
 use crate::text::Prompt;
@@ -49,14 +51,18 @@ pub struct Accuracy;
 impl Op for Accuracy {
     type Params = Params;
     const NAME: &'static str = "accuracy";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "counts how often a policy says what the expert does at the states of its episodes";
 
     fn ports(&self, _: &Params) -> Ports {
         Ports::new()
             .port("policy", &[Kind::MODEL, Kind::POLICY], Arity::One, "who is asked")
             .input("states", Kind::EPISODES, "expert episodes; each turn is a state")
-            .output("scores", Kind::SCORES, "next-action accuracy, also by task type, and what the other replies were")
+            .output(
+                "scores",
+                Kind::SCORES,
+                "next-action accuracy, also by task type and by state, and what the other replies were",
+            )
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
@@ -87,9 +93,11 @@ impl Op for Accuracy {
             ctx.progress(found.len() as u64, states.len() as u64, "states", "");
         }
         common::note_policy(ctx, &*policy);
-        let scores = scores(&episodes, &states, &found);
+        let scores = scores(&episodes, &states, &found, ctx.seed("bootstrap"));
         for (name, value) in &scores.metrics {
-            ctx.metric(0, name, value.unwrap_or_default());
+            if let Some(value) = value {
+                ctx.metric(0, name, *value);
+            }
         }
         scores.write(ctx.output("scores"))
     }
@@ -145,36 +153,25 @@ fn ask(
     Ok(found)
 }
 
-fn scores(episodes: &[Episode], states: &[(usize, usize)], found: &[Found]) -> Scores {
-    let n = found.len();
-    let share = |what: Found| Some(found.iter().filter(|f| **f == what).count() as f64 / n as f64);
-    // a mean over kinds weighs each of them the same, however long its episodes are
-    let mut by_kind: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for ((e, _), found) in states.iter().zip(found) {
-        let (right, all) = by_kind.entry(&episodes[*e].task.kind).or_default();
-        *right += usize::from(*found == Found::Expert);
-        *all += 1;
-    }
-    let per_kind: Vec<f64> = by_kind.values().map(|(right, all)| *right as f64 / *all as f64).collect();
-    let metrics = [
-        ("next_action", share(Found::Expert)),
-        ("next_action_by_kind", stats::mean(&per_kind)),
-        ("other_action", share(Found::Other)),
-        ("impossible", share(Found::Impossible)),
-        ("malformed", share(Found::Malformed)),
-        ("states", Some(n as f64)),
-    ];
-    let mut scores = Scores::of_metrics(metrics.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
-    let right = found.iter().filter(|f| **f == Found::Expert).count();
-    let wilson = |right, all| Some(Interval::new(stats::wilson(right, all)?, Method::Wilson));
-    scores.intervals.extend(wilson(right, n).map(|interval| ("next_action".to_owned(), interval)));
-    let of_kind = by_kind.into_iter().map(|(kind, (right, all))| {
-        let success = right as f64 / all as f64;
-        let interval = wilson(right, all);
-        let metrics = [("next_action".to_owned(), Some(success))].into();
-        (kind.to_owned(), KindScore { episodes: all, success, interval, metrics })
+fn scores(episodes: &[Episode], states: &[(usize, usize)], found: &[Found], seed: u64) -> Scores {
+    let items = states.iter().zip(found).map(|(&(e, turn), &found)| {
+        let part = |name, what: Found| Part::new(name, f64::from(found == what), 1.0);
+        Item {
+            task: &episodes[e].task,
+            id: format!("{} episode {e} turn {turn}", episodes[e].task.id),
+            parts: vec![
+                part("next_action", Found::Expert),
+                part("other_action", Found::Other),
+                part("impossible", Found::Impossible),
+                part("malformed", Found::Malformed),
+            ],
+        }
     });
-    scores.by_kind = of_kind.collect();
+    let mut scores = Scores::of_items(&items.collect::<Vec<_>>(), "next_action", seed);
+    // a mean over kinds weighs each of them the same, however long its episodes are
+    let per_kind: Vec<f64> = scores.by_kind.values().map(|kind| kind.success).collect();
+    scores.metrics.insert("next_action_by_kind".to_owned(), stats::mean(&per_kind));
+    scores.metrics.insert("states".to_owned(), Some(found.len() as f64));
     scores
 }
 
@@ -182,6 +179,7 @@ fn scores(episodes: &[Episode], states: &[(usize, usize)], found: &[Found]) -> S
 mod tests {
     use super::*;
     use crate::eval::scores::tests::episode;
+    use crate::eval::stats::{Interval, Method};
 
     #[test]
     fn shares_of_what_was_said_add_up_and_kinds_weigh_the_same() {
@@ -189,12 +187,20 @@ mod tests {
         let episodes = [episode("id/0", "look", true, &turns), episode("id/1", "heat", true, &turns[..1])];
         let states = [(0, 0), (0, 1), (0, 2), (1, 0)];
         let found = [Found::Expert, Found::Other, Found::Impossible, Found::Expert];
-        let scores = scores(&episodes, &states, &found);
+        let scores = scores(&episodes, &states, &found, 0);
         let metric = |name: &str| scores.metrics[name].unwrap();
         assert_eq!(metric("next_action"), 0.5);
         assert!((metric("next_action_by_kind") - (1.0 / 3.0 + 1.0) / 2.0).abs() < 1e-12);
         let parts = ["next_action", "other_action", "impossible", "malformed"].map(metric);
         assert!((parts.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert_eq!(scores.by_kind["look"].episodes, 3);
+        let wilson = |won, n| Some(Interval::new(stats::wilson(won, n).unwrap(), Method::Wilson));
+        assert_eq!(scores.intervals.get("next_action").cloned(), wilson(2, 4));
+        assert_eq!(scores.by_kind["heat"].interval, wilson(1, 1));
+        // each state by itself, so that another policy can be compared with it there
+        let of: Vec<_> = scores.per_task.iter().map(|t| (t.id.as_str(), t.value("next_action"))).collect();
+        assert_eq!(of[1], ("id/0 episode 0 turn 1", Some(0.0)));
+        assert_eq!(of[3], ("id/1 episode 1 turn 0", Some(1.0)));
+        assert_eq!((scores.per_task[2].value("impossible"), scores.per_task[2].value("success")), (Some(1.0), None));
     }
 }

@@ -5,11 +5,11 @@
 //! 2. What is put at the beginning of each answer: nothing, an empty reasoning, or a wrong one.
 //! 3. The questions, and the numbers of the answers.
 //!
-//! Invariants: a question's answer depends on its own random stream alone; the numbers of a variant wear its name, so
-//! that no two variants can be taken for each other; a question that no wrong reasoning could be found for is not asked,
-//! and counted.
+//! Invariants: a question's answer depends on its own random stream alone; the numbers have the same names whatever stands
+//! before the choice, which the scores say in their conditions; both orders of a pair are one item, so that intervals and
+//! comparisons keep them together; a question that no wrong reasoning could be found for is not asked, and counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::act::judge;
 use super::common::{self, Filters};
-use crate::artifact::{self, Pair};
+use super::exam::Ended;
+use crate::artifact::{self, Pair, SCHEMA_VERSION, Task};
+use crate::eval::items::{Item, Part};
 use crate::eval::scores::Scores;
 use crate::policy::{self, Ask, Policy, check_room, open_with};
 use crate::reward::{Outcome, Reward};
@@ -49,12 +51,12 @@ pub enum Reasoning {
 }
 
 impl Reasoning {
-    /// What the names of its numbers begin with.
-    fn prefix(self) -> &'static str {
+    /// As a recipe says it.
+    fn name(self) -> &'static str {
         match self {
-            Reasoning::Own => "",
-            Reasoning::Removed => "removed_",
-            Reasoning::Injected => "injected_",
+            Reasoning::Own => "own",
+            Reasoning::Removed => "removed",
+            Reasoning::Injected => "injected",
         }
     }
 }
@@ -138,7 +140,7 @@ pub struct Critic;
 impl Op for Critic {
     type Params = Params;
     const NAME: &'static str = "critic";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -148,8 +150,9 @@ impl Op for Critic {
             .output(
                 "scores",
                 Kind::SCORES,
-                "accuracy, by position of the right answer, and the share of malformed answers",
+                "accuracy, by position of the right answer and by pair, and the share of malformed answers",
             )
+            .output("answers", Kind::ANSWERS, "what was said to each question, and what was read in it")
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {
@@ -197,13 +200,14 @@ impl Op for Critic {
         // 3. the answers
         let told = ask_all(ctx, &mut *policy, p, &pairs, &reading, "questions", &mut progress)?;
         common::note_policy(ctx, &*policy);
-        let metrics = numbers(p.reasoning, &told, &reading);
-        for (name, value) in &metrics {
+        artifact::write(ctx.output("answers"), &answers(p, &pairs, &told, &reading))?;
+        let scores = scores(p, &pairs, &told, &reading, ctx.seed("bootstrap"));
+        for (name, value) in &scores.metrics {
             if let Some(value) = value {
                 ctx.metric(0, name, *value);
             }
         }
-        Scores::of_metrics(metrics).write(ctx.output("scores"))
+        scores.write(ctx.output("scores"))
     }
 }
 
@@ -280,6 +284,40 @@ struct Told {
     outcome: Outcome,
     /// The reasoning, if it says something.
     reasoning: Option<String>,
+    /// Which of the two is chosen.
+    choice: Option<usize>,
+    /// All that was said.
+    text: String,
+    finish: Ended,
+}
+
+/// One line of an answers file: an answer to one question, which is a pair in one of its orders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    pub v: u32,
+    pub task: Task,
+    /// Line of the episode in the episodes file, from 0.
+    pub episode: usize,
+    pub turn: usize,
+    /// The two actions in the order shown.
+    pub shown: [String; 2],
+    /// Which of `shown` is the expert's: 0 or 1.
+    pub expert: usize,
+    /// What the answer was begun with; left out where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<String>,
+    /// What was said, behind what was begun.
+    pub text: String,
+    /// `end`, or why it did not come to its end: `length` (cut off), `room` (the question fills the context).
+    pub finish: Ended,
+    /// The reasoning in it, if there is one that says something.
+    pub reasoning: Option<String>,
+    /// Which of `shown` is chosen; `None` where neither is.
+    pub choice: Option<usize>,
+    pub correct: bool,
+    /// An answer that is neither one of `shown` nor, where actions are named by their text, an admissible action.
+    pub malformed: bool,
 }
 
 /// Questions between two checkpoints.
@@ -363,7 +401,9 @@ fn ask(
             let read = said.as_deref().and_then(|said| reading.prompt.read_choice(said));
             let reasoning = read.and_then(|reply| reply.reasoning).map(str::trim).filter(|r| says_something(r));
             let outcome = judge(&pairs[i], &reading.prompt, &Reward::default(), said.as_deref());
-            told.push(Told { outcome, reasoning: reasoning.map(str::to_owned) });
+            let choice = read.and_then(|reply| reading.prompt.which(reply.action, &pairs[i].shown));
+            let (text, finish) = (answer.text.clone(), answer.finish.into());
+            told.push(Told { outcome, reasoning: reasoning.map(str::to_owned), choice, text, finish });
         }
     }
     Ok(told)
@@ -450,42 +490,95 @@ fn exchanged(text: &str, shown: &[String; 2], numbers: bool) -> String {
     out
 }
 
-/// Shares of the questions that were asked.
-fn numbers(variant: Reasoning, told: &[Option<Told>], reading: &Reading) -> BTreeMap<String, Option<f64>> {
-    let asked = |i: usize| told[i].is_some();
-    let outcome = |i: usize| told[i].as_ref().map(|t| t.outcome);
-    let share = |of: &dyn Fn(usize) -> bool, is: &dyn Fn(usize) -> bool| {
-        let n = (0..told.len()).filter(|i| of(*i)).count();
-        Some((0..told.len()).filter(|i| of(*i) && is(*i)).count() as f64 / n.max(1) as f64)
+/// The lines of the answers file; a question that was left out has none.
+fn answers(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading) -> Vec<Answered> {
+    let begun = |i: usize| {
+        let reasoning = reading.begins.as_ref().and_then(|begins| begins[i].as_deref())?;
+        Some(p.prompt.begun(reasoning)).filter(|begun| !begun.is_empty())
     };
-    let right = |i: usize| outcome(i).is_some_and(|o| o.correct);
-    let at = |position: usize| move |i: usize| outcome(i).is_some_and(|o| o.position == Some(position));
-    let both = |i: usize| i.is_multiple_of(2) && asked(i) && asked(i ^ 1);
-    let mut named = vec![
-        ("accuracy", share(&asked, &right)),
-        ("accuracy_first", share(&at(0), &right)),
-        ("accuracy_second", share(&at(1), &right)),
-        ("consistent", share(&both, &|i| right(i) && right(i ^ 1))),
-        ("malformed", share(&asked, &|i| outcome(i).is_some_and(|o| o.malformed))),
-        ("questions", Some((0..told.len()).filter(|i| asked(*i)).count() as f64)),
-    ];
-    let words = |text: &str| text.split_whitespace().count();
-    let mean = |lengths: Vec<usize>| {
-        (!lengths.is_empty()).then(|| lengths.iter().sum::<usize>() as f64 / lengths.len() as f64)
+    let line = |(i, (pair, told)): (usize, (&Pair, &Option<Told>))| {
+        let told = told.clone()?;
+        Some(Answered {
+            v: SCHEMA_VERSION,
+            task: pair.task.clone(),
+            episode: pair.episode,
+            turn: pair.turn,
+            shown: pair.shown.clone(),
+            expert: pair.expert,
+            begun: begun(i),
+            text: told.text,
+            finish: told.finish,
+            reasoning: told.reasoning,
+            choice: told.choice,
+            correct: told.outcome.correct,
+            malformed: told.outcome.malformed,
+        })
     };
-    let own = |i: usize| told[i].as_ref().and_then(|t| t.reasoning.as_deref());
-    match (variant, &reading.begins) {
-        (Reasoning::Own, _) => {
-            named.push(("reasoned", share(&asked, &|i| own(i).is_some())));
-            named.push(("reasoning_words", mean((0..told.len()).filter_map(own).map(words).collect())));
-        }
-        (Reasoning::Injected, Some(begins)) => {
-            named.push(("found", share(&|_| true, &asked)));
-            named.push(("reasoning_words", mean(begins.iter().flatten().map(|text| words(text)).collect())));
-        }
-        _ => {}
+    pairs.iter().zip(told).enumerate().filter_map(line).collect()
+}
+
+/// Shares of the questions that were asked, and what each pair adds to them.
+fn scores(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading, seed: u64) -> Scores {
+    let put = |i: usize| reading.begins.as_ref().and_then(|begins| begins[i].as_deref());
+    // a question and its other order stand side by side
+    let items = pairs.iter().enumerate().step_by(2).map(|(i, pair)| Item {
+        task: &pair.task,
+        id: format!("{} episode {} turn {}: {}", pair.task.id, pair.episode, pair.turn, pair.shown[1 - pair.expert]),
+        parts: parts(p.reasoning, [told[i].as_ref(), told[i + 1].as_ref()], [put(i), put(i + 1)]),
+    });
+    let mut scores = Scores::of_items(&items.collect::<Vec<_>>(), "accuracy", seed);
+    scores.metrics.insert("questions".to_owned(), Some(told.iter().flatten().count() as f64));
+    let mut conditions = vec![("reasoning", p.reasoning.name().to_owned())];
+    if p.reasoning == Reasoning::Injected {
+        let rationale = match p.wrong() {
+            Rationale::Made(Made::Swapped) => "swapped".to_owned(),
+            Rationale::Made(Made::Other) => "other".to_owned(),
+            Rationale::Text(text) => text,
+        };
+        conditions.push(("rationale", rationale));
     }
-    named.into_iter().map(|(name, value)| (format!("{}{name}", variant.prefix()), value)).collect()
+    if p.held {
+        conditions.push(("held", "true".to_owned()));
+    }
+    scores.conditions = conditions.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    scores
+}
+
+/// What a pair adds to each number: the answers in both orders, and the reasonings that they were begun with.
+fn parts(variant: Reasoning, told: [Option<&Told>; 2], put: [Option<&str>; 2]) -> Vec<Part> {
+    let sum = |name, of: &dyn Fn(&Told) -> Option<f64>| {
+        let values: Vec<f64> = told.iter().flatten().filter_map(|told| of(told)).collect();
+        Part::new(name, values.iter().sum(), values.len() as f64)
+    };
+    let right = |told: &Told| Some(f64::from(told.outcome.correct));
+    let at = |position| move |told: &Told| right(told).filter(|_| told.outcome.position == Some(position));
+    let both = match told {
+        [Some(one), Some(other)] => {
+            Part::new("consistent", f64::from(one.outcome.correct && other.outcome.correct), 1.0)
+        }
+        _ => Part::new("consistent", 0.0, 0.0),
+    };
+    let mut parts = vec![
+        sum("accuracy", &right),
+        sum("accuracy_first", &at(0)),
+        sum("accuracy_second", &at(1)),
+        both,
+        sum("malformed", &|told| Some(f64::from(told.outcome.malformed))),
+    ];
+    let words = |text: &str| text.split_whitespace().count() as f64;
+    match variant {
+        Reasoning::Own => {
+            parts.push(sum("reasoned", &|told| Some(f64::from(told.reasoning.is_some()))));
+            parts.push(sum("reasoning_words", &|told| told.reasoning.as_deref().map(words)));
+        }
+        Reasoning::Injected => {
+            let put: Vec<f64> = put.into_iter().flatten().map(words).collect();
+            parts.push(Part::new("found", put.len() as f64, 2.0));
+            parts.push(Part::new("reasoning_words", put.iter().sum(), put.len() as f64));
+        }
+        Reasoning::Removed => {}
+    }
+    parts
 }
 
 #[cfg(test)]

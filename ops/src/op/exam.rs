@@ -67,6 +67,16 @@ pub enum Ended {
     Room,
 }
 
+impl From<Finish> for Ended {
+    fn from(finish: Finish) -> Ended {
+        match finish {
+            Finish::End => Ended::End,
+            Finish::Length => Ended::Length,
+            Finish::Room => Ended::Room,
+        }
+    }
+}
+
 /// One line of an answers file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -273,11 +283,7 @@ fn ask(
                 Some(Err(why)) => (None, Some(why)),
                 None => (None, None),
             };
-            let finish = match answer.finish {
-                Finish::End => Ended::End,
-                Finish::Length => Ended::Length,
-                Finish::Room => Ended::Room,
-            };
+            let finish = answer.finish.into();
             replies.push(Reply { text: answer.text, extracted, correct, finish, malformed });
         }
     }
@@ -339,6 +345,7 @@ fn count(exam: &Exam<'_>, questions: &[Question], answered: &[Answered], marking
             seed: None,
             kind: q.kind.clone(),
             episodes: answered.replies.iter().map(of_reply).collect(),
+            values: BTreeMap::new(),
         })
         .collect();
     scores
