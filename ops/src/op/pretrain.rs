@@ -559,7 +559,7 @@ mod tests {
         );
         assert!(said(json!({ "env": "household", "layouts": 60, "size": "medium" })).is_empty());
         // a kind of room that no task needs may have none
-        assert!(said(json!({ "env": "household", "layouts": 30, "tasks": ["look_at_obj_in_light"] })).is_empty());
+        assert!(said(json!({ "env": "household", "layouts": 20, "tasks": ["look_at_obj_in_light"] })).is_empty());
         let WorldSettings::Household(world) = params(json!({ "world": full })).world else { panic!("another world") };
         assert!(play_texts(&world, 1, 0).unwrap_err().to_string().contains("no kitchen is left"));
     }
