@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use actloom_engine::op::OpError;
+use actloom_engine::op::{OpContext, OpError};
 use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,47 @@ fn checkpoints(scratch: &Utf8Path) -> Result<Vec<(u64, Utf8PathBuf)>, OpError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Takes up a run where its last checkpoint left it, metrics included, or begins one; says which: `true` if it is new.
+///
+/// # Errors
+/// Those of [`load`] and of the metrics' file.
+pub fn begin(
+    ctx: &OpContext<'_>,
+    model: &mut Model,
+    settings: &Settings,
+) -> Result<(Optimizer, Position, bool), OpError> {
+    match load(ctx.scratch(), model, settings)? {
+        Some((optimizer, position)) => {
+            ctx.resume_metrics(position.step)?;
+            Ok((optimizer, position, false))
+        }
+        None => Ok((Optimizer::new(settings.clone()), Position::default(), true)),
+    }
+}
+
+/// After an update: a checkpoint every so many of them, and where the run is asked to stop. The last update of all needs
+/// none.
+///
+/// # Errors
+/// `Interrupted` once a checkpoint is there; the file system's.
+pub fn after_update(
+    ctx: &OpContext<'_>,
+    model: &Model,
+    optimizer: &Optimizer,
+    position: &Position,
+    (steps, every): (u64, u64),
+) -> Result<(), OpError> {
+    let stopping = ctx.stopping();
+    if position.step < steps && (stopping || position.step.is_multiple_of(every)) {
+        ctx.sync_metrics()?;
+        save(ctx.scratch(), model, optimizer, position)?;
+        if stopping {
+            return Err(OpError::Interrupted);
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a model with a trained parameter that is not finite.

@@ -17,10 +17,9 @@ use actloom_engine::op::{OpContext, OpError};
 use serde::{Deserialize, Serialize};
 
 use super::batch::Row;
-use super::checkpoint::{self, Position};
+use super::checkpoint;
 use super::forest::Forest;
 use super::objective::dpo::{Objective, Pair};
-use super::optimizer::Optimizer;
 use super::sft::Plan;
 use crate::model::{Model, failed};
 
@@ -185,16 +184,10 @@ pub fn run(
     plan: &Plan,
     batch: impl Fn(u64) -> Vec<usize>,
 ) -> Result<(), OpError> {
-    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &plan.optimizer)? {
-        Some(found) => {
-            ctx.resume_metrics(found.1.step)?;
-            found
-        }
-        None => {
-            plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
-            (Optimizer::new(plan.optimizer.clone()), Position::default())
-        }
-    };
+    let (mut optimizer, mut position, fresh) = checkpoint::begin(ctx, model, &plan.optimizer)?;
+    if fresh {
+        plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
+    }
     let mut tokens = 0u64;
     for step in position.step..plan.steps {
         let _span = tracing::debug_span!("update", step).entered();
@@ -235,14 +228,7 @@ pub fn run(
         ctx.progress(at, plan.steps, "updates", format!("loss {loss:.3}, right {:.0} %", accuracy * 100.0));
         // 4. checkpoint, and stop if asked to
         position.step = at;
-        let stopping = ctx.stopping();
-        if at < plan.steps && (stopping || at.is_multiple_of(plan.checkpoint_every)) {
-            ctx.sync_metrics()?;
-            checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
-            if stopping {
-                return Err(OpError::Interrupted);
-            }
-        }
+        checkpoint::after_update(ctx, model, &optimizer, &position, (plan.steps, plan.checkpoint_every))?;
     }
     checkpoint::check_finite(model, plan.steps).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
     ctx.note("tokens_trained", tokens);

@@ -19,11 +19,11 @@ use actloom_engine::event::Level;
 use actloom_engine::op::{OpContext, OpError};
 use serde_json::json;
 
-use super::checkpoint::{self, Position};
+use super::checkpoint;
 use super::collect::{self, Compare, Order, Place};
 use super::draw::{How, Source};
 use super::objective::{Objective, Tally};
-use super::optimizer::{self, Optimizer};
+use super::optimizer;
 use super::schedule::Schedule;
 use super::shape::{self, Shape};
 use super::update::{self, Outcome as Update};
@@ -116,15 +116,7 @@ pub fn run(
     let steps = batches * settings.epochs;
     // of a batch that has a group for each part
     let full = (settings.updates * settings.passes) as u64;
-    let loaded = checkpoint::load(ctx.scratch(), model, &settings.optimizer)?;
-    let fresh = loaded.is_none();
-    let (mut optimizer, mut position) = match loaded {
-        Some(found) => {
-            ctx.resume_metrics(found.1.step)?;
-            found
-        }
-        None => (Optimizer::new(settings.optimizer.clone()), Position::default()),
-    };
+    let (mut optimizer, mut position, fresh) = checkpoint::begin(ctx, model, &settings.optimizer)?;
     let counter = |name: &str| position.counters.get(name).copied().unwrap_or(0.0);
     let (mut updates, mut skipped) = (counter("updates") as u64, counter("skipped"));
     let mut watch = Watch::restore(&position.counters);

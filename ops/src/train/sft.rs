@@ -7,9 +7,9 @@
 use actloom_engine::op::{OpContext, OpError};
 
 use super::batch::Example;
-use super::checkpoint::{self, Position};
+use super::checkpoint;
 use super::forest::Forest;
-use super::optimizer::{self, Optimizer, Settings};
+use super::optimizer::{self, Settings};
 use super::schedule::Schedule;
 use crate::model::{Model, failed, lora};
 
@@ -90,16 +90,10 @@ pub fn run(
     plan: &Plan,
     mut batch: impl FnMut(u64) -> Result<Vec<Example>, OpError>,
 ) -> Result<(), OpError> {
-    let (mut optimizer, mut position) = match checkpoint::load(ctx.scratch(), model, &plan.optimizer)? {
-        Some(found) => {
-            ctx.resume_metrics(found.1.step)?;
-            found
-        }
-        None => {
-            plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
-            (Optimizer::new(plan.optimizer.clone()), Position::default())
-        }
-    };
+    let (mut optimizer, mut position, fresh) = checkpoint::begin(ctx, model, &plan.optimizer)?;
+    if fresh {
+        plan.facts.iter().for_each(|(name, value)| ctx.metric(0, name, *value));
+    }
     let mut tokens = 0u64;
     for step in position.step..plan.steps {
         let _span = tracing::debug_span!("update", step).entered();
@@ -136,14 +130,7 @@ pub fn run(
         ctx.progress(at, plan.steps, "updates", format!("loss {:.3}", sums.loss));
         // 5. checkpoint, and stop if asked to
         position.step = at;
-        let stopping = ctx.stopping();
-        if at < plan.steps && (stopping || at.is_multiple_of(plan.checkpoint_every)) {
-            ctx.sync_metrics()?;
-            checkpoint::save(ctx.scratch(), model, &optimizer, &position)?;
-            if stopping {
-                return Err(OpError::Interrupted);
-            }
-        }
+        checkpoint::after_update(ctx, model, &optimizer, &position, (plan.steps, plan.checkpoint_every))?;
     }
     checkpoint::check_finite(model, plan.steps).map_err(|e| checkpoint::with_last(ctx.scratch(), e))?;
     ctx.note("tokens_trained", tokens);
