@@ -62,6 +62,14 @@ fn after(text: &str) -> String {
     wrong(&format!("{SOUND}{text}"))
 }
 
+/// A step `rl` with the real ops, which goes on like this.
+fn reinforced(text: &str) -> String {
+    really(&format!(
+        "[step.demos]\nop = \"demos\"\n\n[step.model]\nop = \"model\"\nworld = {{ env = \"household\" }}\n\n\
+         [step.rl]\nop = \"rl\"\nmodel = \"@model\"\n{text}"
+    ))
+}
+
 macro_rules! golden {
     ($($name:ident: $drawn:expr;)*) => {
         $(#[test]
@@ -77,6 +85,8 @@ golden! {
     a_key_written_twice_shows_both_places: wrong("[step.demos]\nop = \"demos\"\ncount = 1\ncount = 2\n");
     a_step_written_twice_shows_both_places: wrong("[step.demos]\nop = \"demos\"\ncount = 1\n\n[step.demos]\nop = \"demos\"\ncount = 2\n");
     a_key_written_twice_in_an_inline_table_shows_both_places: wrong("[step.a]\nop = \"pretrain\"\nfrom = { layers = 1, heads = 2, layers = 3 }\n");
+    an_input_that_another_parameter_would_bring_names_it: reinforced("states = \"@demos\"\nvalidation = \"@demos\"\n");
+    an_input_that_a_parameter_takes_away_is_said_to_be: reinforced("states = \"@demos\"\nepisodes = { split = \"train\", tasks = 4 }\n");
     a_dotted_key_written_twice_shows_both_places: wrong("[step.a]\nop = \"act\"\nreward.correct = 1.0\nreward.correct = 2.0\n");
     numbers_that_are_none_are_out_of_range: wrong("[vars]\na = nan\nb = 99999999999999999999\n");
 

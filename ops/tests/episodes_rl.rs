@@ -609,6 +609,7 @@ fn settings_that_mean_nothing_are_refused_by_their_path() {
     let ports = |params: Value| -> Vec<&'static str> {
         op.ports(&op.canonical(&params).unwrap()).inputs.iter().map(|port| port.name).collect()
     };
-    assert_eq!(ports(json!({})), ["model", "states", "validation"]);
+    assert_eq!(ports(json!({})), ["model", "states"]);
+    assert_eq!(ports(json!({ "validate": {} })), ["model", "states", "validation"]);
     assert_eq!(ports(of(json!({}))), ["model", "data"]);
 }

@@ -16,6 +16,7 @@ use super::{METRICS, Resolver};
 use crate::diagnostic::{Diagnostic, listed, nearest};
 use crate::op::{Arity, InputLabels, InputPort, Kind, Ports, Resources};
 use crate::recipe::{Data, Key, Table, Value};
+use crate::schema::op_reference;
 
 impl Resolver<'_, '_> {
     pub(super) fn finish(&mut self, index: usize, rows: Vec<Row>, axes: &AxisDefs, tainted: &mut bool) -> Vec<Variant> {
@@ -257,6 +258,16 @@ impl Resolver<'_, '_> {
         // Without ports, only what looks like a parameter can be called wrong.
         if ports.is_none() && (reference || near.is_none()) {
             return;
+        }
+        let elsewhere = op_reference(&*info.op).inputs.into_iter().find(|input| input.port.name == key.text);
+        if let Some(other) = elsewhere {
+            let message = format!("step `{}` takes no input `{}` as it is set", step.name, key.text);
+            let help = match other.when {
+                Some(when) => format!("`{}` takes it only with `{when}`", info.op.name()),
+                None => format!("its inputs are {}", listed(inputs.iter().copied(), "and")),
+            };
+            let label = "not with these parameters";
+            return self.report(Diagnostic::new("unknown-key", message).at(&key.span, label).help(help));
         }
         let help = match near {
             Some(near) if inputs.contains(&near) => format!("there is an input `{near}`"),

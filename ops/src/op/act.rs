@@ -89,13 +89,7 @@ fn split(pairs: Vec<Pair>, p: &Params, other: Option<Vec<Pair>>) -> Result<(Vec<
         return Err(OpError::with_help("no pair is left to train on", "lower `held_out` of `pairs`"));
     }
     let validation = match (p.validate, other) {
-        (None, None) => Vec::new(),
-        (None, Some(_)) => {
-            return Err(OpError::with_help(
-                "pairs for validation were given, and `validate` is not set",
-                "write `validate = {}`, or leave the input `validation` out",
-            ));
-        }
+        (None, _) => Vec::new(),
         (Some(_), Some(other)) => {
             apart(training.iter().map(|pair| &pair.task), other.iter().map(|pair| &pair.task))?;
             other
@@ -117,16 +111,18 @@ pub struct Act;
 impl Op for Act {
     type Params = Params;
     const NAME: &'static str = "act";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const ABOUT: &'static str = "Agentic Critical Training: learns by GRPO to say which of two actions is better";
 
     fn ports(&self, p: &Params) -> Ports {
         let validation = "pairs of other tasks that `validate` asks, all of them; left out, those held out of `pairs`";
         let ports = Ports::new()
             .input("model", Kind::MODEL, "the model to start from")
-            .input("pairs", Kind::PAIRS, "pairs of actions; those held out are not trained on")
-            .port("validation", &[Kind::PAIRS], Arity::Optional, validation);
-        p.training.outputs(ports)
+            .input("pairs", Kind::PAIRS, "pairs of actions; those held out are not trained on");
+        p.training.outputs(match p.validate {
+            Some(_) => ports.port("validation", &[Kind::PAIRS], Arity::Optional, validation),
+            None => ports,
+        })
     }
 
     fn check(&self, p: &Params) -> Vec<Problem> {

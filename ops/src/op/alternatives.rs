@@ -185,6 +185,10 @@ impl Op for Alternatives {
             let what = "`same_outcome` is known only of actions that are taken";
             problems.push(Problem::new(&["drop"], what).help("write `execute = true`, or leave it out"));
         }
+        if p.refill > 0 && p.temperature == 0.0 && p.source == Source::Policy {
+            let what = "at `temperature = 0` a policy says the same again, whatever `refill` is";
+            problems.push(Problem::new(&["refill"], what).help("raise `temperature`, or leave `refill` out"));
+        }
         problems
     }
 

@@ -186,7 +186,8 @@ pub struct Params {
     /// Punishes responses that come close to `max_tokens` (DAPO's soft overlong punishment).
     #[serde(default)]
     pub overlong: Option<Overlong>,
-    /// A published objective by name: what it is made of is fixed, its clip range is a default.
+    /// A published objective by name: what it is made of is fixed, its clip range is a default. GiGPO is no loss but a way to
+    /// compare episodes: `gigpo` in the table `episodes` of `rl`.
     #[serde(default)]
     pub loss: Option<Loss>,
     /// What has a ratio: `token` if no `loss` says otherwise.

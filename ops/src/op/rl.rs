@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
 use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,7 +126,7 @@ pub struct Rl;
 impl Op for Rl {
     type Params = Params;
     const NAME: &'static str = "rl";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const ABOUT: &'static str =
         "learns by policy optimisation to act: as an expert does at its states, or to win episodes of its own";
 
@@ -135,12 +135,17 @@ impl Op for Rl {
             p.optimisation.training.outputs(Ports::new().input("model", Kind::MODEL, "the model to start from"));
         match &p.episodes {
             Some(episodes) => episodes.world.port(ports),
-            None => ports.input("states", Kind::EPISODES, "expert episodes; each turn is a state").port(
-                "validation",
-                &[Kind::EPISODES],
-                Arity::Optional,
-                "expert episodes of other tasks at whose states the model is validated",
-            ),
+            None => {
+                let ports = ports.input("states", Kind::EPISODES, "expert episodes; each turn is a state");
+                match p.optimisation.validate {
+                    Some(_) => ports.input(
+                        "validation",
+                        Kind::EPISODES,
+                        "expert episodes of other tasks at whose states the model is validated",
+                    ),
+                    None => ports,
+                }
+            }
         }
     }
 
@@ -190,20 +195,8 @@ impl Op for Rl {
             }
             None => {
                 let states = |path, limit| States::read(path, limit, p, &text, &model);
-                let validation = ctx.input_opt("validation");
-                if p.validate.is_some() != validation.is_some() {
-                    let (what, help) = match validation {
-                        Some(_) => {
-                            ("episodes for validation were given, and `validate` is not set", "write `validate = {}`")
-                        }
-                        None => {
-                            ("`validate` is set and there is nothing to validate on", "give the input `validation`")
-                        }
-                    };
-                    return Err(OpError::with_help(what, format!("{help}, or leave the other out")));
-                }
                 let training = states(ctx.input("states"), p.limit)?;
-                let validation = validation.map(|path| states(path, 0)).transpose()?;
+                let validation = p.validate.map(|_| states(ctx.input("validation"), 0)).transpose()?;
                 if let Some(validation) = &validation {
                     policy_optimisation::apart(training.tasks.iter(), validation.tasks.iter())?;
                 }

@@ -147,6 +147,7 @@ impl Sums {
             malformed: self.malformed / self.responses.max(1.0),
             positions: self.positions,
             entropy: self.entropy(),
+            refilled: false,
         }
     }
 

@@ -28,7 +28,7 @@ use super::schedule::Schedule;
 use super::shape::{self, Shape};
 use super::update::{self, Outcome as Update};
 use super::validation::{self, Keep, Track, Validate};
-use super::watch::Watch;
+use super::watch::{Seen, Watch};
 use crate::model::Model;
 use crate::rng::Rng;
 
@@ -232,10 +232,8 @@ pub fn run(
             ctx.metric(at, "reward_kl", -settings.kl_in_reward * kl / attempts.max(1) as f64);
         }
         report(ctx, at, &seen, &settings.objective);
-        if steps_taken > 0 {
-            ctx.metric(at, "grad_norm", norm / f64::from(steps_taken));
-        }
-        for warning in watch.see(at, &sums.seen()) {
+        ctx.metric(at, "grad_norm", norm / f64::from(steps_taken.max(1)));
+        for warning in watch.see(at, &Seen { refilled: settings.refill > 0, ..sums.seen() }) {
             ctx.say(Level::Warning, warning);
         }
         let (reward, right) = (sums.mean_reward(), sums.accuracy() * 100.0);
@@ -295,12 +293,13 @@ pub fn run(
     Ok(())
 }
 
-/// Metrics of a batch's updates. The gap between sampler and trainer is that of the first part: the others meet weights
-/// that have changed since they were sampled, on purpose.
+/// Metrics of a batch's updates. Where no group had unequal rewards the loss is 0, and there are no tokens of which more
+/// could be said. The gap between sampler and trainer is that of the first part: the others meet weights that have changed
+/// since they were sampled, on purpose.
 fn report(ctx: &OpContext<'_>, at: u64, seen: &[Update], objective: &Objective) {
     let tokens: f64 = seen.iter().map(|u| u.tally.tokens).sum();
     if tokens == 0.0 {
-        return;
+        return ctx.metric(at, "loss", 0.0);
     }
     let entropy = seen.iter().map(|u| u.entropy).sum::<f64>() / tokens;
     let mut tally = Tally::default();

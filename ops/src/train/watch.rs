@@ -35,6 +35,8 @@ pub struct Seen {
     pub positions: [(f64, f64); 2],
     /// Of a token, in nats, estimated from all that was sampled.
     pub entropy: Option<f64>,
+    /// Whether groups without variance are replaced already.
+    pub refilled: bool,
 }
 
 /// What is remembered.
@@ -75,9 +77,7 @@ impl Watch {
         self.set("flat", run);
         if run >= FLAT_BATCHES {
             let (what, help) = match seen.flat_right {
-                r if r >= 0.9 => {
-                    ("all right", "the questions are learned: stop, take harder ones, or refill batches with `refill`")
-                }
+                r if r >= 0.9 => ("all right", "the questions are learned: stop, or take harder ones"),
                 r if r <= 0.1 => (
                     "all wrong",
                     "the model never finds a right answer: imitate first (`sft`), raise `group` or `temperature`, or look \
@@ -85,14 +85,14 @@ impl Watch {
                 ),
                 _ => (
                     "each all alike",
-                    "the model always gives the same answer to a question: raise `temperature` or `group`, or refill batches \
-                     with `refill`",
+                    "the model always gives the same answer to a question: raise `temperature` or `group`",
                 ),
             };
+            let refill = if seen.refilled || seen.flat_right <= 0.1 { "" } else { ", or refill batches with `refill`" };
             let flat = percent(seen.flat);
             found.push((
                 "no_variance",
-                format!("no variance: {flat} of the groups of batch {at} have equal rewards, {what}; {help}"),
+                format!("no variance: {flat} of the groups of batch {at} have equal rewards, {what}; {help}{refill}"),
             ));
         }
         // 2. truncation
@@ -129,7 +129,8 @@ impl Watch {
                 "position",
                 format!(
                     "position bias: {first} right where the better action stands first, {second} where it stands second, over \
-                     the batches up to {at}; ask each pair in both orders, or lower `learning_rate`"
+                     the batches up to {at}; ask each pair in both orders (`both_orders` of `pairs`) if it is asked in \
+                     one, or lower `learning_rate`"
                 ),
             ));
         }
@@ -197,6 +198,10 @@ mod tests {
             let texts: Vec<String> = (1..=3).flat_map(|at| watch.see(at, &flat(right))).collect();
             assert!(texts.len() == 1 && texts[0].starts_with("no variance") && texts[0].contains(want), "{texts:?}");
         }
+        let refilled = Seen { refilled: true, ..flat(0.5) };
+        let mut watch = Watch::default();
+        let texts: Vec<String> = (1..=3).flat_map(|at| watch.see(at, &refilled)).collect();
+        assert!(texts.len() == 1 && !texts[0].contains("refill"), "what is done already is no advice: {texts:?}");
         assert_eq!(said(1, Seen { truncated: 0.8, malformed: 0.8, ..fine() }), ["truncation"]);
         assert_eq!(said(1, Seen { malformed: 0.6, ..fine() }), ["format collapse"]);
         assert_eq!(said(5, Seen { positions: [(20.0, 19.0), (20.0, 4.0)], ..fine() }), ["position bias"]);
