@@ -1,0 +1,323 @@
+// A block of a GPU on the processor: each thread is a coroutine, and runs until it waits for others.
+//
+// 1. `launch(grid, block, shared bytes, kernel)` runs the blocks one after another, in an order that a seed shuffles.
+// 2. Threads of a block take turns; one that comes to a barrier or to an instruction of its whole warp waits there until
+//    all others of the block, or warp, have come to the same one. Warps take turns in a shuffled order too, so a missing
+//    barrier shows as a wrong number in some order.
+// 3. Asynchronous copies happen as late as they may: when their group is waited for. Shared memory begins as NaN.
+//
+// Aborts, with the thread's index, on what a device would hang at or leave undefined: lanes of a warp at different
+// instructions, a barrier that some threads never reach, addresses that are not aligned or out of shared memory.
+#pragma once
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __restrict__
+#define __constant__ static const
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+// To the nearest, ties to even.
+inline bf16 to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if (f != f) return bf16{0x7fff};
+    bits += 0x7fff + ((bits >> 16) & 1);
+    return bf16{uint16_t(bits >> 16)};
+}
+
+struct Dim {
+    unsigned x = 1, y = 1, z = 1;
+    Dim(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    unsigned count() const { return x * y * z; }
+};
+
+namespace machine {
+
+enum class At { Running, Block, Warp, Done };
+
+struct Copy {
+    void *to;
+    const void *from;
+    bool take;
+};
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Dim index;
+    At at = At::Running;
+    int what = 0;                    // which instruction of the warp it waits at
+    unsigned long value = 0;         // what it brings there
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
+};
+
+struct Block {
+    Dim grid, size, index;
+    std::vector<Thread> threads;
+    std::vector<char> shared;
+    size_t shared_bytes = 0;
+    unsigned now = 0;
+    ucontext_t scheduler;
+    std::function<void()> body;
+    std::mt19937 order;
+};
+
+inline Block &block() {
+    static Block block;
+    return block;
+}
+inline Thread &self() { return block().threads[block().now]; }
+
+[[noreturn]] inline void fail(const char *what) {
+    Block &b = block();
+    fprintf(stderr, "block (%u,%u,%u), thread %u: %s\n", b.index.x, b.index.y, b.index.z, b.now, what);
+    abort();
+}
+
+inline void yield(At at) {
+    self().at = at;
+    swapcontext(&self().context, &block().scheduler);
+}
+
+// All lanes of the warp come here with a value and leave with everyone's.
+inline void together(int what, unsigned long value, unsigned long (&all)[32]) {
+    self().what = what;
+    self().value = value;
+    yield(At::Warp);
+    unsigned first = block().now / 32 * 32;
+    for (unsigned i = 0; i < 32; i++) all[i] = first + i < block().threads.size() ? block().threads[first + i].value : 0;
+    // nobody brings a new value before all have read these
+    self().what = what + 1000;
+    yield(At::Warp);
+}
+
+inline void enter() {
+    block().body();
+    Thread &t = self();
+    if (!t.open.empty()) fail("ended with copies that were never committed");
+    t.at = At::Done;
+    swapcontext(&t.context, &block().scheduler);
+}
+
+inline void run_block() {
+    Block &b = block();
+    unsigned n = b.size.count(), warps = (n + 31) / 32;
+    constexpr size_t STACK = 256 << 10;
+    b.threads.clear();
+    b.threads.resize(n);
+    for (unsigned i = 0; i < n; i++) {
+        Thread &t = b.threads[i];
+        t.index = Dim(i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y));
+        t.stack.reset(new char[STACK]);
+        getcontext(&t.context);
+        t.context.uc_stack.ss_sp = t.stack.get();
+        t.context.uc_stack.ss_size = STACK;
+        t.context.uc_link = nullptr;
+        makecontext(&t.context, enter, 0);
+    }
+    std::vector<unsigned> turn(warps);
+    for (unsigned w = 0; w < warps; w++) turn[w] = w;
+    for (;;) {
+        bool moved = false;
+        std::shuffle(turn.begin(), turn.end(), b.order);
+        for (unsigned w : turn) {
+            unsigned first = w * 32, last = std::min(first + 32, n);
+            // 1. all that can run
+            for (unsigned i = first; i < last; i++) {
+                if (b.threads[i].at == At::Running) {
+                    b.now = i;
+                    swapcontext(&b.scheduler, &b.threads[i].context);
+                    moved = true;
+                }
+            }
+            // 2. a warp that is whole goes on
+            unsigned waiting = 0;
+            for (unsigned i = first; i < last; i++) waiting += b.threads[i].at == At::Warp;
+            if (waiting > 0) {
+                for (unsigned i = first; i < last; i++) {
+                    b.now = i;
+                    if (b.threads[i].at != At::Warp) fail("does not take part in an instruction of its whole warp");
+                    if (b.threads[i].what != b.threads[first].what) fail("is at another instruction than its warp");
+                }
+                for (unsigned i = first; i < last; i++) b.threads[i].at = At::Running;
+                moved = true;
+            }
+        }
+        if (moved) continue;
+        unsigned done = 0, waiting = 0;
+        for (auto &t : b.threads) done += t.at == At::Done, waiting += t.at == At::Block;
+        if (done == n) return;
+        if (waiting != n) fail("some threads wait at a barrier that others never reach");
+        for (auto &t : b.threads) t.at = At::Running;
+    }
+}
+
+inline void finish(const Copy &copy) {
+    if (copy.take)
+        memcpy(copy.to, copy.from, 16);
+    else
+        memset(copy.to, 0, 16);
+}
+
+inline const char *in_shared(const void *p, size_t bytes, const char *what) {
+    Block &b = block();
+    const char *c = static_cast<const char *>(p);
+    if (reinterpret_cast<uintptr_t>(p) % 16) fail(what);
+    if (c < b.shared.data() || c + bytes > b.shared.data() + b.shared.size()) fail(what);
+    return c;
+}
+
+}  // namespace machine
+
+#define threadIdx (machine::self().index)
+#define blockIdx (machine::block().index)
+#define blockDim (machine::block().size)
+#define gridDim (machine::block().grid)
+#define DYNAMIC_SHARED(type, name)                                                                                    \
+    type *name = reinterpret_cast<type *>((reinterpret_cast<uintptr_t>(machine::block().shared.data()) + 127) / 128 * 128)
+
+inline void sync_block() { machine::yield(machine::At::Block); }
+inline void sync_warp() {
+    unsigned long all[32];
+    machine::together(1, 0, all);
+}
+
+namespace machine {
+template <class T>
+T exchange(int what, T x, int from) {
+    unsigned long all[32], bits = 0;
+    memcpy(&bits, &x, sizeof x);
+    together(what, bits, all);
+    T y;
+    memcpy(&y, &all[from], sizeof y);
+    return y;
+}
+inline int lane() { return block().now % 32; }
+}  // namespace machine
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
+inline float shuffle_xor(float x, int lanes) { return machine::exchange(2, x, machine::lane() ^ lanes); }
+inline int shuffle_xor(int x, int lanes) { return machine::exchange(3, x, machine::lane() ^ lanes); }
+inline float shuffle(float x, int lane) { return machine::exchange(4, x, lane & 31); }
+inline int shuffle(int x, int lane) { return machine::exchange(5, x, lane & 31); }
+inline float shuffle_up(float x, int lanes) {
+    int lane = machine::lane();
+    return machine::exchange(6, x, lane < lanes ? lane : lane - lanes);
+}
+inline unsigned ballot(bool x) {
+    unsigned long all[32];
+    machine::together(7, x, all);
+    unsigned r = 0;
+    for (int i = 0; i < 32; i++) r |= unsigned(all[i] & 1) << i;
+    return r;
+}
+
+inline void copy_async(void *to, const void *from, bool take) {
+    machine::in_shared(to, 16, "copy_async to no place of shared memory");
+    if (take && reinterpret_cast<uintptr_t>(from) % 16) machine::fail("copy_async from an address that is not aligned");
+    memset(to, 0xff, 16);  // undefined until it is waited for
+    machine::self().open.push_back({to, from, take});
+}
+inline void copy_commit() {
+    auto &t = machine::self();
+    t.groups.push_back(std::move(t.open));
+    t.open.clear();
+}
+template <int N>
+void copy_wait() {
+    auto &groups = machine::self().groups;
+    while (groups.size() > size_t(N)) {
+        for (auto &copy : groups.front()) machine::finish(copy);
+        groups.erase(groups.begin());
+    }
+}
+
+namespace machine {
+inline void matrices(unsigned (&r)[4], const void *row, bool transposed) {
+    in_shared(row, 16, "load_matrices from no place of shared memory");
+    unsigned long all[32];
+    together(transposed ? 9 : 8, reinterpret_cast<unsigned long>(row), all);
+    int l = lane();
+    for (int i = 0; i < 4; i++) {
+        uint16_t pair[2];
+        for (int e = 0; e < 2; e++) {
+            int outer = l / 4, inner = 2 * (l % 4) + e;
+            int from = transposed ? inner : outer, at = transposed ? outer : inner;
+            pair[e] = reinterpret_cast<const uint16_t *>(all[8 * i + from])[at];
+        }
+        memcpy(&r[i], pair, 4);
+    }
+    // the rows stay as they are until all lanes have read them
+    together(10, 0, all);
+}
+inline float half(unsigned pair, int which) { return to_float(bf16{uint16_t(which ? pair >> 16 : pair)}); }
+}  // namespace machine
+
+inline void load_matrices(unsigned (&r)[4], const void *row) { machine::matrices(r, row, false); }
+inline void load_matrices_transposed(unsigned (&r)[4], const void *row) { machine::matrices(r, row, true); }
+
+inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    unsigned long x[3][32];
+    machine::together(11, a[0] | (unsigned long)(a[1]) << 32, x[0]);
+    machine::together(12, a[2] | (unsigned long)(a[3]) << 32, x[1]);
+    machine::together(13, b0 | (unsigned long)(b1) << 32, x[2]);
+    int l = machine::lane();
+    for (int i = 0; i < 4; i++) {
+        int row = l / 4 + 8 * (i / 2), column = 2 * (l % 4) + i % 2;
+        float sum = d[i];
+        for (int k = 0; k < 16; k++) {
+            // a: lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); b: lane 4 column + k % 8 / 2, register k / 8
+            unsigned long pa = x[k / 8][4 * (row % 8) + k % 8 / 2];
+            unsigned long pb = x[2][4 * column + k % 8 / 2];
+            unsigned ra = unsigned(row / 8 ? pa >> 32 : pa), rb = unsigned(k / 8 ? pb >> 32 : pb);
+            sum += machine::half(ra, k % 2) * machine::half(rb, k % 2);
+        }
+        d[i] = sum;
+    }
+}
+
+// Runs `body` as every thread of every block.
+inline void launch(Dim grid, Dim size, size_t shared_bytes, unsigned seed, std::function<void()> body) {
+    machine::Block &b = machine::block();
+    b.grid = grid;
+    b.size = size;
+    b.body = std::move(body);
+    b.order.seed(seed);
+    if (size.count() > 1024) machine::fail("more than 1,024 threads in a block");
+    if (shared_bytes > 227 * 1024) machine::fail("more than 227 KiB of shared memory in a block");
+    std::vector<unsigned> blocks(grid.count());
+    for (unsigned i = 0; i < blocks.size(); i++) blocks[i] = i;
+    std::shuffle(blocks.begin(), blocks.end(), b.order);
+    for (unsigned i : blocks) {
+        b.index = Dim(i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y));
+        b.shared.assign(shared_bytes + 128, char(0xff));
+        machine::run_block();
+    }
+}
