@@ -17,6 +17,7 @@
 #else
 
 #include <cuda_bf16.h>
+#include <string.h>
 
 typedef __nv_bfloat16 bf16;
 
@@ -35,7 +36,7 @@ __device__ __forceinline__ int shuffle_xor(int x, int lanes) { return __shfl_xor
 __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 __device__ __forceinline__ int shuffle(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 __device__ __forceinline__ float shuffle_up(float x, int lanes) { return __shfl_up_sync(0xffffffffu, x, lanes); }
-__device__ __forceinline__ unsigned ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+__device__ __forceinline__ unsigned vote(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 // 16 bytes from global to shared memory, without registers; zeros where `take` is false. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool take) {

@@ -22,7 +22,11 @@ fn emulated(name: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let run = Command::new(&program).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    assert!(run.status.success(), "{}{err}", out.lines().filter(|l| !l.starts_with("ok")).collect::<Vec<_>>().join("\n"));
+    assert!(
+        run.status.success(),
+        "{}{err}",
+        out.lines().filter(|l| !l.starts_with("ok")).collect::<Vec<_>>().join("\n")
+    );
     assert!(out.lines().any(|l| l.starts_with("ok")), "nothing was checked");
 }
 

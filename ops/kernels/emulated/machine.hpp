@@ -231,7 +231,7 @@ inline float shuffle_up(float x, int lanes) {
     int lane = machine::lane();
     return machine::exchange(6, x, lane < lanes ? lane : lane - lanes);
 }
-inline unsigned ballot(bool x) {
+inline unsigned vote(bool x) {
     unsigned long all[32];
     machine::together(7, x, all);
     unsigned r = 0;
