@@ -1,0 +1,336 @@
+//! What a device does: memory by address, kernels by name, matrix products.
+//!
+//! Invariants: everything that is asked for runs in the order in which it was asked, as if on one stream; only [`Driver::read`],
+//! [`Ticket::wait`] and [`Driver::wait`] make the host wait.
+
+use candle_core::{Result, bail};
+
+/// A place in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// No place: what a kernel takes for "not there".
+    pub const NONE: Address = Address(0);
+
+    /// So many bytes further.
+    #[must_use]
+    pub fn plus(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// What an element of a matrix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    Bf16,
+    F32,
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::Bf16 => 2,
+            Element::F32 => 4,
+        }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    At(Address),
+    I32(i32),
+    U32(u32),
+    I64(i64),
+    U64(u64),
+    F32(f32),
+}
+
+impl From<Address> for Arg {
+    fn from(at: Address) -> Arg {
+        Arg::At(at)
+    }
+}
+
+macro_rules! args {
+    ($($from:ty => $arg:ident),*) => {
+        $(impl From<$from> for Arg {
+            fn from(x: $from) -> Arg {
+                Arg::$arg(x)
+            }
+        })*
+    };
+}
+
+args!(i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32);
+
+impl Arg {
+    /// A size, for a kernel that takes an `int`.
+    ///
+    /// # Panics
+    /// Beyond 2^31: a bug in the caller, which should have cut its work.
+    pub fn int(size: usize) -> Arg {
+        match i32::try_from(size) {
+            Ok(size) => Arg::I32(size),
+            Err(_) => panic!("BUG: a kernel was given the size {size} as a 32-bit number"),
+        }
+    }
+
+    /// A size, for a kernel that takes a `long`.
+    pub fn long(size: usize) -> Arg {
+        Arg::I64(size as i64)
+    }
+
+    /// The argument's bytes, low first, in the first `.1` places.
+    pub fn bytes(self) -> ([u8; 8], usize) {
+        let mut out = [0; 8];
+        let n = match self {
+            Arg::At(Address(x)) | Arg::U64(x) => fill(&mut out, &x.to_ne_bytes()),
+            Arg::I64(x) => fill(&mut out, &x.to_ne_bytes()),
+            Arg::I32(x) => fill(&mut out, &x.to_ne_bytes()),
+            Arg::U32(x) => fill(&mut out, &x.to_ne_bytes()),
+            Arg::F32(x) => fill(&mut out, &x.to_ne_bytes()),
+        };
+        (out, n)
+    }
+}
+
+fn fill(out: &mut [u8; 8], bytes: &[u8]) -> usize {
+    out[..bytes.len()].copy_from_slice(bytes);
+    bytes.len()
+}
+
+/// How a kernel is spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// `grid` blocks of `block` threads.
+    ///
+    /// # Panics
+    /// Beyond 2^31 blocks: a bug in the caller.
+    pub fn new(grid: usize, block: u32) -> Launch {
+        match u32::try_from(grid).ok().filter(|grid| *grid < 1 << 31) {
+            Some(grid) => Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared: 0 },
+            None => panic!("BUG: a kernel was launched in {grid} blocks"),
+        }
+    }
+
+    /// With so much dynamic shared memory.
+    #[must_use]
+    pub fn shared(self, bytes: usize) -> Launch {
+        Launch { shared: bytes as u32, ..self }
+    }
+}
+
+/// A matrix in device memory, row-major; rows may stand further apart than they are wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    pub at: Address,
+    pub element: Element,
+    pub rows: usize,
+    pub columns: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl Matrix {
+    pub fn new(at: Address, element: Element, rows: usize, columns: usize) -> Matrix {
+        Matrix { at, element, rows, columns, stride: columns }
+    }
+
+    /// Some of its columns.
+    #[must_use]
+    pub fn columns(self, from: usize, count: usize) -> Matrix {
+        assert!(from + count <= self.columns, "BUG: columns {from}+{count} of {}", self.columns);
+        Matrix { at: self.at.plus(from * self.element.bytes()), columns: count, ..self }
+    }
+
+    /// Some of its rows.
+    #[must_use]
+    pub fn rows(self, from: usize, count: usize) -> Matrix {
+        assert!(from + count <= self.rows, "BUG: rows {from}+{count} of {}", self.rows);
+        Matrix { at: self.at.plus(from * self.stride * self.element.bytes()), rows: count, ..self }
+    }
+
+    /// From the first element to behind the last.
+    pub fn bytes(&self) -> usize {
+        if self.rows == 0 { 0 } else { ((self.rows - 1) * self.stride + self.columns) * self.element.bytes() }
+    }
+}
+
+/// How the factors of a product lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// a (m, k) b (n, k)^T: rows through a weight as checkpoints store it.
+    Rows,
+    /// a (m, k) b (k, n): gradients of rows through the same weight.
+    Back,
+    /// a (k, m)^T b (k, n): the gradient of the weight.
+    Weight,
+}
+
+/// c (m, n) = scale * a b, or c += scale * a b. Factors are bf16, sums float32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
+    pub form: Form,
+    pub a: Matrix,
+    pub b: Matrix,
+    pub c: Matrix,
+    pub scale: f32,
+    /// Adds to what `c` holds.
+    pub add: bool,
+}
+
+impl Product {
+    /// y (n, out) = x (n, in) W (out, in)^T
+    pub fn rows(x: Matrix, w: Matrix, y: Matrix) -> Product {
+        Product { form: Form::Rows, a: x, b: w, c: y, scale: 1.0, add: false }
+    }
+
+    /// dx (n, in) = dy (n, out) W (out, in)
+    pub fn back(dy: Matrix, w: Matrix, dx: Matrix) -> Product {
+        Product { form: Form::Back, a: dy, b: w, c: dx, scale: 1.0, add: false }
+    }
+
+    /// dw (out, in) += dy (n, out)^T x (n, in)
+    pub fn weight(dy: Matrix, x: Matrix, dw: Matrix) -> Product {
+        Product { form: Form::Weight, a: dy, b: x, c: dw, scale: 1.0, add: true }
+    }
+
+    /// (m, n, k), checked against all three matrices.
+    ///
+    /// # Errors
+    /// When they do not fit together, or a factor is not bf16.
+    pub fn sizes(&self) -> Result<(usize, usize, usize)> {
+        let (a, b, c) = (&self.a, &self.b, &self.c);
+        let (m, k) = if self.form == Form::Weight { (a.columns, a.rows) } else { (a.rows, a.columns) };
+        let (n, bk) = if self.form == Form::Rows { (b.rows, b.columns) } else { (b.columns, b.rows) };
+        let fits = k == bk && (c.rows, c.columns) == (m, n);
+        let wide = [a, b, c].iter().all(|x| x.stride >= x.columns);
+        if !fits || !wide || a.element != Element::Bf16 || b.element != Element::Bf16 {
+            bail!("a product of {a:?} and {b:?} into {c:?}, as {:?}", self.form);
+        }
+        Ok((m, n, k))
+    }
+}
+
+/// A copy to the host that is on its way.
+pub trait Ticket {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// The device's.
+    fn wait(self: Box<Self>) -> Result<Vec<u8>>;
+}
+
+/// Work that was recorded and can be asked for again as one.
+pub trait Recorded: Send {
+    /// # Errors
+    /// The device's.
+    fn replay(&self) -> Result<()>;
+}
+
+/// A device. Errors are its own, with what was asked of it.
+pub trait Driver: Send + Sync {
+    /// What it is, for people.
+    fn name(&self) -> String;
+
+    /// Bytes that are free, and all.
+    fn free(&self) -> Result<(usize, usize)>;
+
+    /// Memory, aligned to 256 bytes at least; given back by [`Driver::release`].
+    fn reserve(&self, bytes: usize) -> Result<Address>;
+
+    /// # Safety
+    /// Nothing that reads or writes there may be asked for afterwards.
+    unsafe fn release(&self, at: Address) -> Result<()>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// Arguments are those of the kernel's source, in number, order and size, and addresses are of memory that is large
+    /// enough and lives until the kernel has run.
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()>;
+
+    /// Runs a product.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`], of the three matrices.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// Sets bytes to 0.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Bytes from the host, which may be used again at once.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn write(&self, to: Address, from: &[u8]) -> Result<()>;
+
+    /// Bytes to the host, once all that was asked for has run.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()>;
+
+    /// As [`Driver::read`], without waiting; later work may not write there before the ticket's wait is over.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>>;
+
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+
+    /// Records what `work` asks for instead of running it: launches, products and copies on the device alone.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>>;
+
+    /// Waits until all that was asked for has run.
+    fn wait(&self) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_know_their_sizes_and_refuse_what_does_not_fit() {
+        let m = |rows, columns| Matrix::new(Address(256), Element::Bf16, rows, columns);
+        let f = |rows, columns| Matrix::new(Address(256), Element::F32, rows, columns);
+        assert_eq!(Product::rows(m(5, 3), m(7, 3), m(5, 7)).sizes().unwrap(), (5, 7, 3));
+        assert_eq!(Product::back(m(5, 7), m(7, 3), f(5, 3)).sizes().unwrap(), (5, 3, 7));
+        assert_eq!(Product::weight(m(5, 7), m(5, 3), f(7, 3)).sizes().unwrap(), (7, 3, 5));
+        assert!(Product::rows(m(5, 3), m(3, 7), m(5, 7)).sizes().is_err());
+        assert!(Product::rows(f(5, 3), m(7, 3), m(5, 7)).sizes().is_err(), "factors are bf16");
+        assert!(Product::weight(m(5, 7), m(6, 3), f(7, 3)).sizes().is_err());
+    }
+
+    #[test]
+    fn parts_of_a_matrix_are_where_they_should_be() {
+        let all = Matrix::new(Address(1000), Element::Bf16, 4, 10);
+        let part = all.columns(6, 4).rows(2, 2);
+        assert_eq!((part.at, part.rows, part.columns, part.stride), (Address(1000 + 2 * 26), 2, 4, 10));
+        assert_eq!((all.bytes(), part.bytes()), (80, 28));
+    }
+
+    #[test]
+    fn arguments_have_the_bytes_of_their_type() {
+        assert_eq!(Arg::from(7i32).bytes(), ([7, 0, 0, 0, 0, 0, 0, 0], 4));
+        assert_eq!(Arg::long(1 << 32).bytes(), ([0, 0, 0, 0, 1, 0, 0, 0], 8));
+        assert_eq!(Arg::from(1f32).bytes().0[..4], 1f32.to_ne_bytes());
+        assert_eq!(Arg::from(Address(5)).bytes().1, 8);
+    }
+}

@@ -1,0 +1,16 @@
+//! Training and sampling on a GPU: our own kernels (`ops/kernels`) and matrix products over raw device memory.
+//!
+//! 1. `driver` is what a device does: memory, launches, products. CUDA is one; a processor that emulates the kernels is
+//!    another, for tests.
+//! 2. `memory` carves one reservation into what lives long and what lives for a pass.
+//! 3. `weights` holds parameters: float32 masters of what is trained, bf16 copies that products read.
+//!
+//! Invariants: nothing is allocated in a steady state; a kernel is launched under its own name with arguments in the order
+//! of its source; rows are tokens, matrices are row-major; equal inputs give equal bits on the same device.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod driver;
+pub mod memory;
+
+pub use driver::{Address, Arg, Driver, Element, Launch, Product};
