@@ -11,6 +11,10 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;
+pub mod kernels;
+pub mod layout;
 pub mod memory;
+pub mod tiles;
+pub mod weights;
 
 pub use driver::{Address, Arg, Driver, Element, Launch, Product};
