@@ -17,7 +17,7 @@ use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys as lts};
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, sys};
 use candle_core::{CudaDevice, Device, Result, bail};
 
-use super::driver::{Address, Arg, Driver, Element, Form, Launch, Product, Recorded, Ticket};
+use super::driver::{Address, Arg, Driver, Element, Form, Launch, Product, Recorded, STRUCT, Ticket};
 
 /// The kernels, one image for each source: code for the architectures that `build.rs` names, and PTX for later ones.
 const IMAGES: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -335,11 +335,11 @@ impl Driver for Cuda {
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         self.bind()?;
         let function = self.function(kernel, launch.shared)?;
-        let mut bytes = [([0u8; 8], 0); 32];
-        assert!(args.len() <= bytes.len(), "BUG: `{kernel}` has {} arguments", args.len());
-        bytes.iter_mut().zip(args).for_each(|(bytes, arg)| *bytes = arg.bytes());
-        let mut pointers = [null_mut(); 32];
-        pointers.iter_mut().zip(&mut bytes).for_each(|(pointer, (bytes, _))| *pointer = bytes.as_mut_ptr().cast());
+        let mut words = [([0u64; STRUCT / 8], 0); 24];
+        assert!(args.len() <= words.len(), "BUG: `{kernel}` has {} arguments", args.len());
+        words.iter_mut().zip(args).for_each(|(words, arg)| *words = arg.words());
+        let mut pointers = [null_mut(); 24];
+        pointers.iter_mut().zip(&mut words).for_each(|(pointer, (words, _))| *pointer = words.as_mut_ptr().cast());
         let three = |x: [u32; 3]| (x[0], x[1], x[2]);
         let (grid, block, stream) = (three(launch.grid), three(launch.block), self.stream.cu_stream());
         // SAFETY: the caller's promise

@@ -45,7 +45,12 @@ pub enum Arg {
     I64(i64),
     U64(u64),
     F32(f32),
+    /// A struct by value: its bytes, the first so many of them.
+    Struct([u64; STRUCT / 8], usize),
 }
+
+/// Bytes of the largest struct that a kernel takes.
+pub const STRUCT: usize = 160;
 
 impl From<Address> for Arg {
     fn from(at: Address) -> Arg {
@@ -82,23 +87,40 @@ impl Arg {
         Arg::I64(size as i64)
     }
 
-    /// The argument's bytes, low first, in the first `.1` places.
-    pub fn bytes(self) -> ([u8; 8], usize) {
-        let mut out = [0; 8];
+    /// A struct, as it lies in memory.
+    ///
+    /// # Panics
+    /// Where it is larger than [`STRUCT`].
+    pub fn bytes_of<T: Copy>(value: &T) -> Arg {
+        let mut out = [0u64; STRUCT / 8];
+        assert!(size_of::<T>() <= STRUCT, "BUG: a kernel takes a struct of {} bytes", size_of::<T>());
+        // SAFETY: both are as long as that, and the makers of kernels' structs leave no padding
+        unsafe {
+            let from = std::ptr::from_ref(value).cast::<u8>();
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast::<u8>(), size_of::<T>());
+        }
+        Arg::Struct(out, size_of::<T>())
+    }
+
+    /// The argument as it lies in memory: eight bytes at a time, of which so many bytes count.
+    pub fn words(self) -> ([u64; STRUCT / 8], usize) {
+        let mut out = [0u64; STRUCT / 8];
+        let mut put = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            out[0] = u64::from_ne_bytes(word);
+            bytes.len()
+        };
         let n = match self {
-            Arg::At(Address(x)) | Arg::U64(x) => fill(&mut out, &x.to_ne_bytes()),
-            Arg::I64(x) => fill(&mut out, &x.to_ne_bytes()),
-            Arg::I32(x) => fill(&mut out, &x.to_ne_bytes()),
-            Arg::U32(x) => fill(&mut out, &x.to_ne_bytes()),
-            Arg::F32(x) => fill(&mut out, &x.to_ne_bytes()),
+            Arg::At(Address(x)) | Arg::U64(x) => put(&x.to_ne_bytes()),
+            Arg::I64(x) => put(&x.to_ne_bytes()),
+            Arg::I32(x) => put(&x.to_ne_bytes()),
+            Arg::U32(x) => put(&x.to_ne_bytes()),
+            Arg::F32(x) => put(&x.to_ne_bytes()),
+            Arg::Struct(words, n) => return (words, n),
         };
         (out, n)
     }
-}
-
-fn fill(out: &mut [u8; 8], bytes: &[u8]) -> usize {
-    out[..bytes.len()].copy_from_slice(bytes);
-    bytes.len()
 }
 
 /// How a kernel is spread.
@@ -328,9 +350,12 @@ mod tests {
 
     #[test]
     fn arguments_have_the_bytes_of_their_type() {
-        assert_eq!(Arg::from(7i32).bytes(), ([7, 0, 0, 0, 0, 0, 0, 0], 4));
-        assert_eq!(Arg::long(1 << 32).bytes(), ([0, 0, 0, 0, 1, 0, 0, 0], 8));
-        assert_eq!(Arg::from(1f32).bytes().0[..4], 1f32.to_ne_bytes());
-        assert_eq!(Arg::from(Address(5)).bytes().1, 8);
+        let first = |arg: Arg| (arg.words().0[0].to_ne_bytes(), arg.words().1);
+        assert_eq!(first(7i32.into()), ([7, 0, 0, 0, 0, 0, 0, 0], 4));
+        assert_eq!(first(Arg::long(1 << 32)), ([0, 0, 0, 0, 1, 0, 0, 0], 8));
+        assert_eq!(first(1f32.into()).0[..4], 1f32.to_ne_bytes());
+        assert_eq!(first(Address(5).into()).1, 8);
+        let (words, n) = Arg::bytes_of(&[1u64, 2, 3]).words();
+        assert_eq!((&words[..4], n), (&[1, 2, 3, 0][..], 24));
     }
 }

@@ -8,12 +8,14 @@
 //! Invariants: nothing is allocated in a steady state; a kernel is launched under its own name with arguments in the order
 //! of its source; rows are tokens, matrices are row-major; equal inputs give equal bits on the same device.
 
+pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;
 pub mod kernels;
 pub mod layout;
 pub mod memory;
+pub mod tape;
 pub mod tiles;
 pub mod weights;
 

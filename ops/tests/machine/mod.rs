@@ -168,9 +168,9 @@ impl Driver for Machine {
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         *self.counts.lock().unwrap().launches.entry(kernel).or_default() += 1;
-        let mut bytes: Vec<([u8; 8], usize)> = args.iter().map(|arg| arg.bytes()).collect();
-        let sizes: Vec<usize> = bytes.iter().map(|(_, n)| *n).collect();
-        let pointers: Vec<*mut c_void> = bytes.iter_mut().map(|(b, _)| b.as_mut_ptr().cast()).collect();
+        let mut words: Vec<_> = args.iter().map(|arg| arg.words()).collect();
+        let sizes: Vec<usize> = words.iter().map(|(_, n)| *n).collect();
+        let pointers: Vec<*mut c_void> = words.iter_mut().map(|(words, _)| words.as_mut_ptr().cast()).collect();
         let name = CString::new(kernel).unwrap();
         let _turn = self.library.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the caller's promise
