@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, bail};
 
-use crate::model::config::Config;
+use crate::model::Config;
 
 /// Elements between beginnings of parts: 256 bytes of float32.
 pub const APART: usize = 64;
@@ -30,6 +30,7 @@ pub struct Span {
 }
 
 impl Span {
+    #[cfg(test)]
     fn end(self) -> usize {
         self.at + self.len
     }
@@ -90,8 +91,8 @@ impl Layout {
                 continue;
             }
             // all that stands with it, in its place
-            let stem = |group: &[&str]| group.iter().find_map(|part| Some((name.strip_suffix(part)?.to_owned(), part)));
-            let group = TOGETHER.iter().find_map(|group| stem(group).map(|(stem, _)| (stem, *group)));
+            let stem = |group: &[&str]| group.iter().find_map(|part| name.strip_suffix(part));
+            let group = TOGETHER.iter().find_map(|group| Some((stem(group)?, *group)));
             let names: Vec<String> = match group {
                 Some((stem, group)) => group.iter().map(|part| format!("{stem}{part}")).collect(),
                 None => vec![name.clone()],

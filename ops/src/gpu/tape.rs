@@ -286,7 +286,7 @@ impl<'a> Pass<'a> {
         if before {
             k.rms_norm(h, mlp_root, mid, x, y, none, layer.mlp_norm.value, shape, s.eps)?;
         } else {
-            k.rms_norm(mid, root, none, y, none, x, layer.norm.value, shape, eps)?;
+            k.rms_norm(mid, root, none, y, none, x, layer.norm.value, shape, s.eps)?;
         }
         self.linear(&layer.gate_up, input, gate_up)?;
         let lent = self.arena.lent();
