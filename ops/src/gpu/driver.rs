@@ -45,6 +45,7 @@ pub enum Arg {
     I64(i64),
     U64(u64),
     F32(f32),
+    F64(f64),
     /// A struct by value: its bytes, the first so many of them.
     Struct([u64; STRUCT / 8], usize),
 }
@@ -68,7 +69,7 @@ macro_rules! args {
     };
 }
 
-args!(i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32);
+args!(i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
 
 impl Arg {
     /// A size, for a kernel that takes an `int`.
@@ -117,6 +118,7 @@ impl Arg {
             Arg::I32(x) => put(&x.to_ne_bytes()),
             Arg::U32(x) => put(&x.to_ne_bytes()),
             Arg::F32(x) => put(&x.to_ne_bytes()),
+            Arg::F64(x) => put(&x.to_ne_bytes()),
             Arg::Struct(words, n) => return (words, n),
         };
         (out, n)
@@ -322,6 +324,81 @@ pub trait Driver: Send + Sync {
 
     /// Waits until all that was asked for has run.
     fn wait(&self) -> Result<()>;
+}
+
+/// A device that does nothing: for finding out what would be asked of one.
+pub struct Dry;
+
+struct Zeros(usize);
+
+impl Ticket for Zeros {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
+        Ok(vec![0; self.0])
+    }
+}
+
+struct Nothing;
+
+impl Recorded for Nothing {
+    fn replay(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Driver for Dry {
+    fn name(&self) -> String {
+        "no device".to_owned()
+    }
+
+    fn free(&self) -> Result<(usize, usize)> {
+        Ok((usize::MAX, usize::MAX))
+    }
+
+    fn reserve(&self, _bytes: usize) -> Result<Address> {
+        Ok(Address(1 << 40))
+    }
+
+    unsafe fn release(&self, _at: Address) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn launch(&self, _kernel: &'static str, _launch: Launch, _args: &[Arg]) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        product.sizes().map(|_| ())
+    }
+
+    unsafe fn clear(&self, _at: Address, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn write(&self, _to: Address, _from: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn read(&self, _from: Address, to: &mut [u8]) -> Result<()> {
+        to.fill(0);
+        Ok(())
+    }
+
+    unsafe fn read_later(&self, _from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
+        Ok(Box::new(Zeros(bytes)))
+    }
+
+    unsafe fn copy(&self, _to: Address, _from: Address, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>> {
+        work()?;
+        Ok(Box::new(Nothing))
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

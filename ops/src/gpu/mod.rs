@@ -12,11 +12,14 @@ pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;
+pub mod engine;
+pub mod head;
 pub mod kernels;
 pub mod layout;
 pub mod memory;
 pub mod tape;
 pub mod tiles;
+pub mod update;
 pub mod weights;
 
 pub use driver::{Address, Arg, Driver, Element, Launch, Product};

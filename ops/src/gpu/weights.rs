@@ -79,6 +79,11 @@ impl Weights {
         Weight { value, grad }
     }
 
+    /// Where the bf16 copy of a matrix is.
+    pub fn copy(&self, part: &Part) -> Address {
+        part.value.map_or(Address::NONE, |span| self.matrices.plus(2 * span.at))
+    }
+
     /// Vectors that stand together, by the name of the first.
     pub fn vector(&self, name: &str) -> Vector {
         let part = self.layout.part(name);
@@ -125,18 +130,22 @@ impl Weights {
         }
     }
 
+    /// A parameter's gradient; `None` where it is not trained.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn gradient(&self, device: &dyn Driver, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(span) = self.layout.part(name).trained else { return Ok(None) };
+        floats(device, self.flat.grad.plus(4 * span.at), span.len).map(Some)
+    }
+
     /// A parameter as it would be saved: its master where it is trained, else what is read of it.
     ///
     /// # Errors
     /// The device's.
     pub fn read(&self, device: &dyn Driver, name: &str) -> Result<Vec<f32>> {
         let part = self.layout.part(name);
-        let floats = |at: Address, n: usize| -> Result<Vec<f32>> {
-            let mut bytes = vec![0; 4 * n];
-            // SAFETY: the spans are this parameter's own
-            unsafe { device.read(at, &mut bytes)? };
-            Ok(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect())
-        };
+        let floats = |at, n| floats(device, at, n);
         match (part.trained, part.value, part.kind) {
             (Some(span), ..) => floats(self.flat.master.plus(4 * span.at), span.len),
             (None, Some(span), Kind::Vector(_)) => floats(self.vectors.plus(4 * span.at), span.len),
@@ -150,6 +159,14 @@ impl Weights {
             (None, None, _) => panic!("BUG: `{name}` has no place"),
         }
     }
+}
+
+/// Numbers of the device's memory, which must be there.
+fn floats(device: &dyn Driver, at: Address, n: usize) -> Result<Vec<f32>> {
+    let mut bytes = vec![0; 4 * n];
+    // SAFETY: the caller's spans are within the buffers
+    unsafe { device.read(at, &mut bytes)? };
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 /// The nearest bf16, ties to even.

@@ -1,0 +1,576 @@
+//! A model on a device: parameters, one arena for training and sampling in turn, and the passes over packed rows.
+//!
+//! 1. `Engine::new` lays parameters out, reserves memory once, and writes what the model holds.
+//! 2. `train` is forward, head and backward of one packed row; gradients add up until `update` takes them.
+//! 3. `score` and `logits` are forwards that keep nothing.
+//!
+//! Invariants: after `new` nothing is reserved; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
+//! the host are as old as the last `read_back`.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::attention::Plan;
+use super::driver::{Address, Driver, Dry, Element, Matrix};
+use super::head::Head;
+use super::kernels::{Kernels, Qkv, Sorted};
+use super::layout::Layout;
+use super::memory::Arena;
+use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Sizes, Stream};
+use super::tiles::{Keys, Lists, Tiles};
+use super::update::{Rule, Update};
+use super::weights::{Vector, Weight, Weights};
+use crate::model::{Config, Target};
+use crate::nn::Packing;
+use crate::nn::kernel::RopeTable;
+use crate::nn::layer::TokenStats;
+
+/// What an engine is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose {
+    /// Tokens of a packed row, at most.
+    pub row_tokens: usize,
+    pub keep: Keep,
+    /// Rows of logits at once.
+    pub chunk: usize,
+    /// Positions of a sequence, at most.
+    pub positions: usize,
+}
+
+impl Default for Purpose {
+    fn default() -> Self {
+        Purpose { row_tokens: 2048, keep: Keep::All, chunk: 1024, positions: 4096 }
+    }
+}
+
+/// A low-rank addition to a linear layer: its name without `.weight`, rank, and what it is multiplied by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addition {
+    pub layer: String,
+    pub rank: usize,
+    pub scale: f32,
+}
+
+/// A model's parameters as an engine wants to know them.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub config: Config,
+    /// (name, shape, trained), factors of additions among them.
+    pub parameters: Vec<(String, Vec<usize>, bool)>,
+    pub additions: Vec<Addition>,
+}
+
+impl Shape {
+    /// All parameters trained, or none.
+    pub fn plain(config: &Config, trained: bool) -> Shape {
+        let parameters = super::layout::parameters(config, trained);
+        Shape { config: config.clone(), parameters, additions: Vec::new() }
+    }
+}
+
+/// What stands below the arena that passes use, and where.
+struct Parts {
+    sizes: Sizes,
+    weights: Weights,
+    layers: Vec<Layer>,
+    embed: Weight,
+    norm: Vector,
+    head: Weight,
+    ropes: Vec<(Address, Address)>,
+}
+
+/// The engine.
+pub struct Engine {
+    device: Box<dyn Driver>,
+    base: Address,
+    arena: Arena,
+    purpose: Purpose,
+    parts: Parts,
+    update: Option<Update>,
+    /// Windows that layers have.
+    windows: Vec<Option<usize>>,
+}
+
+impl Parts {
+    fn new(shape: &Shape, purpose: &Purpose, arena: &mut Arena) -> Result<Parts> {
+        let config = &shape.config;
+        let weights = Weights::reserve(Layout::new(&shape.parameters)?, arena)?;
+        let heads = Qkv { h: config.heads, hk: config.kv_heads, d: config.head_dim };
+        let whole = config.family.qk_norm_is_whole().unwrap_or(false);
+        let sizes = Sizes {
+            hidden: config.hidden_size,
+            inner: config.intermediate_size,
+            heads,
+            whole,
+            eps: config.rms_norm_eps as f32,
+        };
+        if !Kernels::norm_fits(sizes.hidden) || !sizes.inner.is_multiple_of(8) || !heads.d.is_multiple_of(8) {
+            bail!(
+                "hidden size {}, intermediate size {} and head dimension {}: the kernels of a GPU want multiples of 8, and a hidden \
+                 size of 8192 at most",
+                sizes.hidden,
+                sizes.inner,
+                heads.d
+            );
+        }
+        let names = config.family.norm_names();
+        let layers = (0..config.layers).map(|i| {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let linear = |stems: &[&str]| -> Linear {
+                let w = weights.weight(&stems.iter().map(|s| name(&format!("{s}.weight"))).collect::<Vec<_>>());
+                let bias = weights.find_vector(&name(&format!("{}.bias", stems[0])));
+                let mut first = 0;
+                let mut factors = Vec::new();
+                for stem in stems {
+                    let rows = weights.weight(&[name(&format!("{stem}.weight"))]).value.rows;
+                    if let Some(addition) = shape.additions.iter().find(|a| a.layer == name(stem)) {
+                        let factor = |part: &str| weights.weight(&[name(&format!("{stem}.{part}.weight"))]);
+                        let (a, b) = (factor("lora_A"), factor("lora_B"));
+                        factors.push(Factors { rows: (first, rows), a, b, scale: addition.scale });
+                    }
+                    first += rows;
+                }
+                Linear { w, bias, factors }
+            };
+            let norm = |part: &str| weights.vector(&name(&format!("{part}.weight")));
+            let qkv = linear(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+            let (o, gate_up) = (linear(&["self_attn.o_proj"]), linear(&["mlp.gate_proj", "mlp.up_proj"]));
+            let down = linear(&["mlp.down_proj"]);
+            let slides = config.slides(i);
+            let prefix = format!("model.layers.{i}.");
+            let trained = weights.layout.parts.iter().any(|p| p.updated && p.name.starts_with(&prefix));
+            Layer {
+                place: config.family.norm_place(),
+                norm: norm(names.0),
+                qkv,
+                norms: config.family.qk_norm_is_whole().map(|_| (norm("self_attn.q_norm"), norm("self_attn.k_norm"))),
+                o,
+                mlp_norm: norm(names.1),
+                gate_up,
+                down,
+                rope: usize::from(slides && config.sliding_rope.is_some()),
+                window: config.window.filter(|_| slides),
+                trained,
+            }
+        });
+        let layers = layers.collect();
+        let embed = weights.weight(&["model.embed_tokens.weight".to_owned()]);
+        let head = if config.tied { embed } else { weights.weight(&["lm_head.weight".to_owned()]) };
+        let norm = weights.vector("model.norm.weight");
+        let bytes = 4 * purpose.positions * heads.d / 2;
+        let mut table = || Ok((arena.keep(bytes)?, arena.keep(bytes)?));
+        let ropes = std::iter::once(&config.rope).chain(&config.sliding_rope).map(|_| table());
+        let ropes = ropes.collect::<Result<_>>()?;
+        Ok(Parts { sizes, weights, layers, embed, norm, head, ropes })
+    }
+}
+
+/// Numbers of the host that a pass needs on the device, one after another.
+#[derive(Default)]
+struct Sheet {
+    words: Vec<u32>,
+}
+
+impl Sheet {
+    /// Where the words will be, from the sheet's beginning.
+    fn put(&mut self, words: &[u32]) -> usize {
+        // every place is a multiple of 16 bytes
+        self.words.resize(self.words.len().next_multiple_of(4), 0);
+        self.words.extend_from_slice(words);
+        4 * (self.words.len() - words.len())
+    }
+
+    fn write(&self, device: &dyn Driver, at: Address) -> Result<()> {
+        let bytes: Vec<u8> = self.words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        // SAFETY: lent for these words
+        unsafe { device.write(at, &bytes) }
+    }
+}
+
+/// Rows by what they are added to: `order` of rows, where each thing's begin, and which things.
+fn sorted(to: &[u32]) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
+    let mut order: Vec<u32> = (0..to.len() as u32).collect();
+    order.sort_by_key(|row| to[*row as usize]); // stable: rows of a thing stay in order
+    let (mut starts, mut things) = (Vec::new(), Vec::new());
+    for (i, row) in order.iter().enumerate() {
+        if things.last() != Some(&to[*row as usize]) {
+            things.push(to[*row as usize]);
+            starts.push(i as u32);
+        }
+    }
+    starts.push(order.len() as u32);
+    (order, starts, things)
+}
+
+/// A packed row on the device.
+struct Row {
+    n: usize,
+    ids: Address,
+    positions: Address,
+    plans: Vec<(Option<usize>, Plan)>,
+    /// Rows that predict, their targets, and the former by row.
+    rows: Address,
+    targets: Address,
+    wanted: usize,
+    by_row: Sorted,
+    /// Rows by their token, and the distinct tokens.
+    by_token: Sorted,
+    tokens: Address,
+    distinct: usize,
+}
+
+/// A forward's end: the rows that predict, added up, and after the final norm.
+struct Ends {
+    sum: Address,
+    root: Address,
+    h: Matrix,
+}
+
+/// Work of one pass; with a dry device and arena, the same work without anything done.
+struct Work<'a> {
+    device: &'a dyn Driver,
+    parts: &'a Parts,
+    arena: &'a mut Arena,
+    purpose: &'a Purpose,
+    windows: &'a [Option<usize>],
+}
+
+impl<'a> Work<'a> {
+    fn kernels(&self) -> Kernels<'a> {
+        Kernels(self.device)
+    }
+
+    /// Brings what the host knows of a packed row to the device.
+    fn row(&mut self, ids: &[u32], packing: &Packing, targets: &[Target]) -> Result<Row> {
+        let mut sheet = Sheet::default();
+        let keys = Keys::of(packing);
+        let rows: Vec<u32> = targets.iter().map(|t| t.row).collect();
+        let labels: Vec<u32> = targets.iter().map(|t| t.id).collect();
+        let (ids_at, positions) = (sheet.put(ids), sheet.put(&keys.positions));
+        let (vis_end, rows_at, labels_at) = (sheet.put(&keys.vis_end), sheet.put(&rows), sheet.put(&labels));
+        // rows that nothing is predicted from have no entries
+        let (order, starts, things) = sorted(&rows);
+        let mut all = Vec::with_capacity(ids.len() + 1);
+        let mut at = 0;
+        for row in 0..=ids.len() as u32 {
+            while at < things.len() && things[at] < row {
+                at += 1;
+            }
+            all.push(starts[at.min(starts.len() - 1)]);
+        }
+        let by_row = (sheet.put(&order), sheet.put(&all));
+        let (order, starts, tokens) = sorted(ids);
+        let by_token = (sheet.put(&order), sheet.put(&starts), sheet.put(&tokens));
+        let lists = |sheet: &mut Sheet, l: &Lists| (sheet.put(&l.first), sheet.put(&l.tiles));
+        let mut plans = Vec::new();
+        for window in self.windows {
+            let tiles = Tiles::new(&keys, None, *window);
+            plans.push((*window, lists(&mut sheet, &tiles.by_query), lists(&mut sheet, &tiles.by_key)));
+        }
+        let base = self.arena.lend(4 * sheet.words.len())?;
+        sheet.write(self.device, base)?;
+        let two = |(a, b): (usize, usize)| (base.plus(a), base.plus(b));
+        let n = ids.len();
+        let plan = |(window, by_query, by_key): (Option<usize>, _, _)| {
+            let at = Address::NONE;
+            let (vis_end, positions) = (base.plus(vis_end), base.plus(positions));
+            (window, Plan { n_q: n, n_k: n, at, vis_end, positions, by_query: two(by_query), by_key: two(by_key) })
+        };
+        Ok(Row {
+            n,
+            ids: base.plus(ids_at),
+            positions: base.plus(positions),
+            plans: plans.into_iter().map(plan).collect(),
+            rows: base.plus(rows_at),
+            targets: base.plus(labels_at),
+            wanted: rows.len(),
+            by_row: Sorted { order: base.plus(by_row.0), starts: base.plus(by_row.1) },
+            by_token: Sorted { order: base.plus(by_token.0), starts: base.plus(by_token.1) },
+            tokens: base.plus(by_token.2),
+            distinct: tokens.len(),
+        })
+    }
+
+    fn pass<'p>(&'p mut self, row: &'p Row) -> Pass<'p> {
+        Pass {
+            device: self.device,
+            arena: self.arena,
+            sizes: self.parts.sizes,
+            n: row.n,
+            ropes: &self.parts.ropes,
+            positions: row.positions,
+            plans: &row.plans,
+        }
+    }
+
+    /// The lowest block whose backward reaches something to learn.
+    fn lowest(&self) -> usize {
+        let layers = &self.parts.layers;
+        match self.parts.weights.layout.part("model.embed_tokens.weight").updated {
+            true => 0,
+            false => layers.iter().position(|l| l.trained).unwrap_or(layers.len()),
+        }
+    }
+
+    /// All blocks: the stream that comes out, and what the backward of the blocks from `lowest` on starts from.
+    fn forward(&mut self, row: &Row, keep: Keep) -> Result<(Stream, Vec<Kept>)> {
+        let bytes = 2 * row.n * self.parts.sizes.hidden;
+        let out = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
+        let table = self.parts.embed.value;
+        self.kernels().gather_rows(out.x, table.at, row.ids, row.n, table.columns)?;
+        let mut stream = Stream { x: out.x, delta: Address::NONE };
+        let lowest = if keep == Keep::Nothing { usize::MAX } else { self.lowest() };
+        let mut all = Vec::new();
+        let parts = self.parts;
+        let mut pass = self.pass(row);
+        for (i, layer) in parts.layers.iter().enumerate() {
+            let (next, kept) = pass.forward(layer, stream, out, if i >= lowest { keep } else { Keep::Nothing })?;
+            stream = next;
+            all.extend(kept);
+        }
+        Ok((stream, all))
+    }
+
+    /// The final norm of the rows that predict.
+    fn ends(&mut self, row: &Row, stream: Stream) -> Result<Ends> {
+        let (hidden, m) = (self.parts.sizes.hidden, row.wanted);
+        let mut keep = |bytes| self.arena.keep(bytes);
+        let (sum, root, h) = (keep(2 * m * hidden)?, keep(4 * m)?, keep(2 * m * hidden)?);
+        let (k, norm, none) = (self.kernels(), self.parts.norm.value, Address::NONE);
+        k.gather_rows(sum, stream.x, row.rows, m, hidden)?;
+        let eps = self.parts.sizes.eps;
+        if stream.delta == none {
+            k.rms_norm(h, root, none, sum, none, none, norm, (m, hidden), eps)?;
+        } else {
+            k.gather_rows(h, stream.delta, row.rows, m, hidden)?;
+            k.rms_norm(h, root, sum, sum, h, none, norm, (m, hidden), eps)?;
+        }
+        Ok(Ends { sum, root, h: Matrix::new(h, Element::Bf16, m, hidden) })
+    }
+
+    fn score(&mut self, row: &Row, temperature: f32) -> Result<Vec<TokenStats>> {
+        let (stream, _) = self.forward(row, Keep::Nothing)?;
+        let ends = self.ends(row, stream)?;
+        let head =
+            Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
+        head.score(self.arena, ends.h, row.targets)
+    }
+
+    fn train(
+        &mut self,
+        row: &Row,
+        temperature: f32,
+        coefficient: &mut dyn FnMut(usize, TokenStats) -> f32,
+    ) -> Result<Vec<TokenStats>> {
+        let (hidden, m, none) = (self.parts.sizes.hidden, row.wanted, Address::NONE);
+        let (stream, kept) = self.forward(row, self.purpose.keep)?;
+        let ends = self.ends(row, stream)?;
+        let bytes = 2 * row.n * hidden;
+        let d = self.arena.keep(bytes)?;
+        let spare = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
+        // 1. the head, down to the rows that predict
+        let lent = self.arena.lent();
+        let dh = Matrix::new(self.arena.lend(2 * m * hidden)?, Element::Bf16, m, hidden);
+        let head =
+            Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
+        let stats = head.train(self.arena, ends.h, dh, row.targets, coefficient)?;
+        let norm = self.parts.norm;
+        let partial = match norm.grad {
+            Some(_) => self.arena.lend(4 * Kernels::norm_partial(m, hidden))?,
+            None => none,
+        };
+        let k = self.kernels();
+        k.rms_norm_backward(dh.at, norm.grad, partial, dh.at, ends.sum, norm.value, ends.root, none, (m, hidden))?;
+        k.scatter_rows(d, dh.at, row.by_row, row.n, hidden)?;
+        self.arena.forget(lent);
+        // 2. the blocks, down to the lowest that learns
+        let lowest = self.lowest();
+        let parts = self.parts;
+        let mut pass = self.pass(row);
+        for (layer, kept) in parts.layers[lowest..].iter().zip(&kept).rev() {
+            pass.backward(layer, kept, d, spare)?;
+        }
+        // 3. the embedding
+        if let Some(grad) = parts.embed.grad {
+            self.kernels().embedding_backward(grad.at, d, row.by_token, row.tokens, row.distinct, hidden)?;
+        }
+        Ok(stats)
+    }
+}
+
+impl Engine {
+    /// An engine on `device` for a model of this shape; parameters are written afterwards.
+    ///
+    /// # Errors
+    /// When it does not fit, with what is missing; sizes that the kernels do not take; the device's.
+    pub fn new(device: Box<dyn Driver>, shape: &Shape, purpose: Purpose, ropes: &[RopeTable]) -> Result<Engine> {
+        let needed = Engine::needs(shape, &purpose)?;
+        let (free, all) = device.free()?;
+        if needed > free {
+            bail!("the model needs {needed} bytes on {}, and {free} of {all} are free", device.name());
+        }
+        let base = device.reserve(needed)?;
+        let mut arena = Arena::new(base, needed);
+        let parts = Parts::new(shape, &purpose, &mut arena)?;
+        let flat = parts.weights.flat;
+        for at in [flat.grad, flat.m, flat.v] {
+            // SAFETY: just reserved
+            unsafe { device.clear(at, 4 * parts.weights.layout.trained)? };
+        }
+        for (table, (cos, sin)) in ropes.iter().zip(&parts.ropes) {
+            let (c, s) = table.rows(purpose.positions);
+            let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<u8>>();
+            // SAFETY: reserved for these positions
+            unsafe {
+                device.write(*cos, &bytes(c))?;
+                device.write(*sin, &bytes(s))?;
+            }
+        }
+        let update = match parts.weights.layout.trained {
+            0 => None,
+            _ => Some(Update::new(&*device, &parts.weights, &mut arena, |_| (1.0, 0.0))?),
+        };
+        let windows = windows(&parts);
+        Ok(Engine { device, base, arena, purpose, parts, update, windows })
+    }
+
+    /// Bytes that an engine of this shape reserves: found by doing, without a device, the work of the largest row it takes.
+    ///
+    /// # Errors
+    /// Sizes that the kernels do not take.
+    pub fn needs(shape: &Shape, purpose: &Purpose) -> Result<usize> {
+        let (mut arena, device) = (Arena::dry(), Dry);
+        let parts = Parts::new(shape, purpose, &mut arena)?;
+        if parts.weights.layout.trained > 0 {
+            Update::new(&device, &parts.weights, &mut arena, |_| (1.0, 0.0))?;
+        }
+        let windows = windows(&parts);
+        let mut work = Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows };
+        let n = purpose.row_tokens;
+        let ids: Vec<u32> = (0..n).map(|i| (i % shape.config.vocab_size) as u32).collect();
+        let targets: Vec<Target> = (0..n as u32).map(|row| Target { row, id: 0 }).collect();
+        let row = work.row(&ids, &Packing::single(n), &targets)?;
+        if parts.weights.layout.trained > 0 {
+            work.train(&row, 1.0, &mut |_, _| 0.0)?;
+        } else {
+            work.score(&row, 1.0)?;
+        }
+        Ok(arena.peak())
+    }
+
+    /// What runs it.
+    pub fn device(&self) -> &dyn Driver {
+        &*self.device
+    }
+
+    /// Most bytes in use so far, and all that were reserved.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.arena.peak(), self.arena.peak() + self.arena.left())
+    }
+
+    /// Writes a parameter.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn write(&self, name: &str, value: &Tensor) -> Result<()> {
+        self.parts.weights.write(&*self.device, name, value)
+    }
+
+    /// A parameter as it is now.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
+        self.parts.weights.read(&*self.device, name)
+    }
+
+    /// A parameter's gradient as it has added up; `None` where it is not trained.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn gradient(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.parts.weights.gradient(&*self.device, name)
+    }
+
+    /// One pass, after which the arena is as it was.
+    fn pass<T>(&mut self, work: impl FnOnce(&mut Work<'_>) -> Result<T>) -> Result<T> {
+        let (kept, lent) = (self.arena.kept(), self.arena.lent());
+        let done = work(&mut Work {
+            device: &*self.device,
+            parts: &self.parts,
+            arena: &mut self.arena,
+            purpose: &self.purpose,
+            windows: &self.windows,
+        });
+        self.arena.reset(kept);
+        self.arena.forget(lent);
+        done
+    }
+
+    /// As [`crate::model::Model::train`].
+    ///
+    /// # Errors
+    /// When the row does not fit; the device's.
+    pub fn train(
+        &mut self,
+        ids: &[u32],
+        packing: &Packing,
+        targets: &[Target],
+        temperature: f32,
+        mut coefficient: impl FnMut(usize, TokenStats) -> f32,
+    ) -> Result<Vec<TokenStats>> {
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.pass(|work| {
+            let row = work.row(ids, packing, targets)?;
+            work.train(&row, temperature, &mut coefficient)
+        })
+    }
+
+    /// As [`crate::model::Model::score`].
+    ///
+    /// # Errors
+    /// As [`Engine::train`].
+    pub fn score(
+        &mut self,
+        ids: &[u32],
+        packing: &Packing,
+        targets: &[Target],
+        temperature: f32,
+    ) -> Result<Vec<TokenStats>> {
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.pass(|work| {
+            let row = work.row(ids, packing, targets)?;
+            work.score(&row, temperature)
+        })
+    }
+
+    /// One optimizer step; see [`Update::step`].
+    ///
+    /// # Errors
+    /// The device's.
+    ///
+    /// # Panics
+    /// When nothing is trained: a bug in the caller.
+    pub fn update(&mut self, rule: &Rule, rate: f64, number: u64) -> Result<std::result::Result<f64, String>> {
+        let Some(update) = &self.update else { panic!("BUG: an update of a model of which nothing is trained") };
+        update.step(&*self.device, &self.parts.weights, rule, rate, number)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // SAFETY: nothing is asked for after this
+        let _ = unsafe { self.device.release(self.base) };
+    }
+}
+
+/// Windows that layers have, none among them.
+fn windows(parts: &Parts) -> Vec<Option<usize>> {
+    let mut windows: Vec<Option<usize>> = parts.layers.iter().map(|l| l.window).collect();
+    windows.sort_unstable();
+    windows.dedup();
+    windows
+}
