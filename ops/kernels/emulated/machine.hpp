@@ -261,6 +261,13 @@ inline unsigned count_up(unsigned *at) { return (*at)++; }
 inline float load_past_l1(const float *from) { return *from; }
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline void check_aligned(const void *p) {
+    if (reinterpret_cast<uintptr_t>(p) % 16) machine::fail("16 bytes at an address that is not aligned");
+}
+inline float multiply(float a, float b) {
+    volatile float product = a * b;  // a compiler may otherwise fuse it with an addition
+    return product;
+}
 
 inline float shuffle_xor(float x, int lanes) { return machine::exchange(2, x, machine::lane() ^ lanes); }
 inline int shuffle_xor(int x, int lanes) { return machine::exchange(3, x, machine::lane() ^ lanes); }
@@ -270,6 +277,16 @@ inline float shuffle_up(float x, int lanes) {
     int lane = machine::lane();
     return machine::exchange(6, x, lane < lanes ? lane : lane - lanes);
 }
+inline int shuffle_up(int x, int lanes) {
+    int lane = machine::lane();
+    return machine::exchange(20, x, lane < lanes ? lane : lane - lanes);
+}
+inline uint64_t shuffle_up(uint64_t x, int lanes) {
+    int lane = machine::lane();
+    return machine::exchange(21, x, lane < lanes ? lane : lane - lanes);
+}
+inline uint64_t shuffle_xor(uint64_t x, int lanes) { return machine::exchange(22, x, machine::lane() ^ lanes); }
+inline double shuffle_xor(double x, int lanes) { return machine::exchange(23, x, machine::lane() ^ lanes); }
 inline unsigned vote(bool x) {
     machine::Lanes lanes = machine::together(7, x);
     unsigned r = 0;
