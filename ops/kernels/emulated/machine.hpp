@@ -37,6 +37,9 @@
 #define OWN_JUMPS
 #endif
 
+using std::max;
+using std::min;
+
 struct bf16 {
     uint16_t bits;
 };
