@@ -2,8 +2,8 @@
 //
 // 1. `launch(grid, block, shared bytes, kernel)` runs the blocks one after another, in an order that a seed shuffles.
 // 2. Threads of a block take turns; one that comes to a barrier or to an instruction of its whole warp waits there until
-//    all others of the block, or warp, have come to the same one. Warps take turns in a shuffled order too, so a missing
-//    barrier shows as a wrong number in some order.
+//    all others of the block, or warp, have come to the same one. Warps take turns in a shuffled order too, and one of them
+//    falls behind at times, so a missing barrier shows as a wrong number in some order.
 // 3. Asynchronous copies happen as late as they may: when their group is waited for. Shared memory begins as NaN.
 //
 // Aborts, with the thread's index, on what a device would hang at or leave undefined: lanes of a warp at different
@@ -182,10 +182,14 @@ inline void run_block() {
     }
     std::vector<unsigned> turn(warps);
     for (unsigned w = 0; w < warps; w++) turn[w] = w;
+    // a warp that the others leave behind, until they can go no further
+    unsigned behind = b.order() % (2 * warps);
     for (;;) {
         bool moved = false;
         std::shuffle(turn.begin(), turn.end(), b.order);
+        if (b.order() % 32 == 0) behind = b.order() % (2 * warps);
         for (unsigned w : turn) {
+            if (w == behind) continue;
             unsigned first = w * 32, last = std::min(first + 32, n);
             // 1. all that can run
             for (unsigned i = first; i < last; i++) {
@@ -210,6 +214,11 @@ inline void run_block() {
             }
         }
         if (moved) continue;
+        if (behind < warps) {
+            behind = warps;
+            continue;
+        }
+        behind = b.order() % (2 * warps);
         unsigned done = 0, waiting = 0;
         for (auto &t : b.threads) done += t.at == At::Done, waiting += t.at == At::Block;
         if (done == n) return;
