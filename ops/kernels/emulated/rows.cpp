@@ -1,8 +1,9 @@
 // Tests of rows.cu on the processor.
 //
-// Gradients are held against central differences of the forward in float64, so no formula is written twice. That these tests find errors was tried by making them: `hk` for `h` in the sums over
-// heads, `d / 2` left out of a row of the tables, a missing barrier between the two halves of `sums`, a wrong `chain` in
-// `add_partials`, the residual's gradient left out, gate and up exchanged, `starts[j]` for `starts[j + 1]`.
+// Gradients are held against central differences of the forward in float64, so no formula is written twice. That these tests
+// find errors was tried by making some thirty, one by one: `hk` for `h` in the sums over heads, `d` for `d / 2` in the place of a
+// row of the tables, each barrier left out, lanes and chains exchanged in `add_partials`, a residual's gradient left out, gate and
+// up exchanged, a row of an order left out, a cut in `each` that is one off, root for its square.
 #include "check.hpp"
 #include "../rows.cu"
 
