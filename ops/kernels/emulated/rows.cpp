@@ -21,19 +21,6 @@ static bool same(const std::vector<T> &a, const std::vector<T> &b) {
     return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-// Each number is `want` rounded to bf16, but for float32's errors in a sum as large as the largest.
-static void rounded(const std::string &what, const std::vector<bf16> &got, const std::vector<double> &want) {
-    double worst = 0, scale = 0;
-    for (double w : want) scale = std::max(scale, fabs(w));
-    for (size_t i = 0; i < want.size(); i++) {
-        double e = fabs(to_float(got[i]) - want[i]) / (fabs(want[i]) / 256 + scale * 1e-5);
-        worst = e <= worst ? worst : (e == e ? e : INFINITY);
-    }
-    bool fine = worst <= 1 && got.size() == want.size();
-    printf("%s %-60s %.3f of a rounding\n", fine ? "ok  " : "FAIL", what.c_str(), worst);
-    failures += !fine;
-}
-
 static unsigned whole_warps(int threads) { return (threads + 31) / 32 * 32; }
 static unsigned parts(int n, int rows) { return (n + rows - 1) / rows; }
 
