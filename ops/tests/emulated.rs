@@ -39,3 +39,8 @@ fn kernels_over_rows_are_those_of_float64() {
 fn kernels_of_the_head_are_those_of_float64() {
     emulated("head");
 }
+
+#[test]
+fn kernels_of_the_optimizer_are_the_processors() {
+    emulated("optimizer");
+}
