@@ -34,3 +34,13 @@ fn emulated(name: &str) {
 fn kernels_over_rows_are_those_of_float64() {
     emulated("rows");
 }
+
+#[test]
+fn kernels_of_the_head_are_those_of_float64() {
+    emulated("head");
+}
+
+#[test]
+fn kernels_of_the_optimizer_are_the_processors() {
+    emulated("optimizer");
+}
