@@ -55,6 +55,7 @@ __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at, 1u); }
 // What other blocks of the same launch wrote.
 __device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
+__device__ __forceinline__ float4 load_past_l1(const float4 *from) { return __ldcg(from); }
 
 // On the processor, stops where an address is no multiple of 16.
 __device__ __forceinline__ void check_aligned(const void *) {}
