@@ -2,9 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod machine;
+mod small;
 
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
+use actloom_ops::gpu::engine::{Engine, Purpose, Shape};
+use actloom_ops::gpu::tape::Keep;
+use actloom_ops::model::{Model, Target};
+use actloom_ops::nn::Packing;
+use actloom_ops::nn::layer::TokenStats;
+use actloom_ops::rng::Rng;
+use candle_core::DType;
 use machine::Machine;
+use serde_json::{Value, json};
 
 fn bytes<T: Copy>(x: &[T]) -> &[u8] {
     // SAFETY: numbers without padding
@@ -54,4 +63,127 @@ fn a_kernel_that_is_not_there_or_takes_other_arguments_is_an_error() {
     };
     assert_eq!(error("rms_norms", &[]), "there is no kernel `rms_norms`");
     assert!(error("rms_norm", &[Arg::I32(1)]).contains("does not take arguments of [4] bytes"));
+}
+
+// --- whole models ------------------------------------------------------------------------------------------------------
+
+/// A model whose sizes the kernels take, with weights that bf16 holds.
+fn model(config: &Value, d: usize, seed: u64) -> Model {
+    let mut config = config.clone();
+    let sizes = [("hidden_size", 64), ("intermediate_size", 88), ("head_dim", d), ("vocab_size", 67)];
+    sizes.iter().for_each(|(field, size)| config[*field] = json!(size));
+    if config["model_type"] == "qwen2" {
+        // its head dimension is hidden / heads
+        config["num_attention_heads"] = json!(64 / d);
+        config["num_key_value_heads"] = json!(1);
+    }
+    let mut model = small::random(&config, seed);
+    for p in model.params_mut() {
+        p.value = p.value.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        p.changed();
+    }
+    model
+}
+
+fn engine(device: Machine, model: &Model, purpose: Purpose) -> Engine {
+    let shape = Shape::of(model);
+    let mut engine = Engine::new(Box::new(device), &shape, purpose).unwrap();
+    model.params().into_iter().for_each(|p| engine.write(&p.name, &p.value).unwrap());
+    engine.written().unwrap();
+    engine
+}
+
+/// Two trees, one with branches, and targets in all of them, some from the same row.
+fn row(rng: &mut Rng) -> (Vec<u32>, Packing, Vec<Target>) {
+    let mut packing = Packing::new();
+    let root = packing.root(20);
+    let child = packing.child(root, 9);
+    packing.child(child, 5);
+    packing.child(root, 31);
+    packing.root(72);
+    let ids = small::ids(rng, packing.len(), 67);
+    let mut targets: Vec<Target> =
+        (0..packing.len()).filter(|row| row % 3 != 1).map(|row| Target { row: row as u32, id: ids[row / 2] }).collect();
+    targets.push(Target { row: 19, id: 5 });
+    (ids, packing, targets)
+}
+
+fn coefficient(i: usize, s: TokenStats) -> f32 {
+    ((i as f32 * 0.7).sin() + 0.1 * s.logp) / 50.0
+}
+
+/// |a - b| / |b| in the Euclidean norm.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let (difference, size) =
+        a.iter().zip(b).fold((0.0, 0.0), |(d, s), (a, b)| (d + square(a - b), s + square(*b)));
+    if size == 0.0 { f64::sqrt(difference) } else { f64::sqrt(difference / size) }
+}
+
+#[test]
+fn a_pass_over_packed_trees_is_the_processors_in_every_family() {
+    for (name, config, d) in [
+        ("qwen3", small::qwen3(), 32),
+        ("qwen3", small::qwen3(), 24),
+        ("qwen2", small::qwen2(), 32),
+        ("llama", small::llama(), 64),
+        ("olmo3", small::olmo3(), 16),
+    ] {
+        let Some(device) = Machine::open() else { return };
+        let mut model = model(&config, d, 3);
+        let (ids, packing, targets) = row(&mut Rng::at(1, &[d as u64]));
+        let purpose = Purpose { row_tokens: 160, chunk: 40, positions: 200, ..Purpose::default() };
+        let mut engine = engine(device, &model, purpose);
+        let want = model.train(&ids, &packing, &targets, 0.7, coefficient).unwrap();
+        let got = engine.train(&ids, &packing, &targets, 0.7, coefficient).unwrap();
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let off = (got.logp - want.logp).abs().max((got.entropy - want.entropy).abs());
+            assert!(off < 0.05, "{name} {d}: target {i}: {got:?}, expected {want:?}");
+        }
+        let scored = engine.score(&ids, &packing, &targets, 0.7).unwrap();
+        assert_eq!(scored, got, "{name} {d}: the sampler's forward is the trainer's, to the bit");
+        for p in model.params() {
+            let want: Vec<f32> = p.grad.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let got = engine.gradient(&p.name).unwrap().unwrap();
+            let off = distance(&got, &want);
+            assert!(off < 0.04, "{name} {d}: gradient of {} is {off:.3} off", p.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_forward_changes_no_bit_of_the_gradients_and_less_memory_is_needed() {
+    let mut before: Option<(Vec<Vec<f32>>, usize)> = None;
+    for keep in [Keep::All, Keep::WithoutMlp, Keep::Inputs] {
+        let Some(device) = Machine::open() else { return };
+        let model = model(&small::qwen3(), 32, 5);
+        let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, keep };
+        let mut engine = engine(device, &model, purpose);
+        engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
+        let gradients = model.params().iter().map(|p| engine.gradient(&p.name).unwrap().unwrap()).collect();
+        let memory = engine.memory().1;
+        if let Some((want, more)) = before.replace((gradients, memory)) {
+            assert_eq!(before.as_ref().unwrap().0, want, "{keep:?}");
+            assert!(memory < more, "{keep:?} needs {memory} bytes, and keeping more {more}");
+        }
+    }
+}
+
+#[test]
+fn a_row_as_large_as_was_planned_for_needs_no_more_than_was_reserved_and_a_larger_one_is_refused() {
+    let Some(device) = Machine::open() else { return };
+    let model = model(&small::olmo3(), 16, 6);
+    let purpose = Purpose { row_tokens: 96, chunk: 32, positions: 200, ..Purpose::default() };
+    let mut engine = engine(device, &model, purpose);
+    let ids = small::ids(&mut Rng::at(4, &[]), 130, 67);
+    let targets: Vec<Target> = (0..96).map(|row| Target { row, id: 3 }).collect();
+    engine.train(&ids[..96], &Packing::single(96), &targets, 1.0, coefficient).unwrap();
+    let (used, reserved) = engine.memory();
+    assert!(used <= reserved && used > reserved * 9 / 10, "{used} of {reserved}");
+    let error = engine.train(&ids, &Packing::single(130), &targets, 1.0, coefficient).unwrap_err().to_string();
+    assert!(error.contains("do not fit into what was reserved"), "{error}");
+    // and nothing is lost
+    engine.train(&ids[..96], &Packing::single(96), &targets, 1.0, coefficient).unwrap();
 }

@@ -19,7 +19,7 @@ use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Sizes, Stream};
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
 use super::weights::{Vector, Weight, Weights};
-use crate::model::{Config, Target};
+use crate::model::{Config, Model, Target};
 use crate::nn::Packing;
 use crate::nn::kernel::RopeTable;
 use crate::nn::layer::TokenStats;
@@ -42,11 +42,10 @@ impl Default for Purpose {
     }
 }
 
-/// A low-rank addition to a linear layer: its name without `.weight`, rank, and what it is multiplied by.
+/// A low-rank addition to a linear layer: its name without `.weight`, and what it is multiplied by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Addition {
     pub layer: String,
-    pub rank: usize,
     pub scale: f32,
 }
 
@@ -60,6 +59,18 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Of a model as it is: what is trained in it, and its adapters.
+    pub fn of(model: &Model) -> Shape {
+        let params = model.params();
+        let parameters = params.iter().map(|p| (p.name.clone(), p.value.dims().to_vec(), p.trainable)).collect();
+        let addition = |(layer, linear): (String, &crate::nn::layer::Linear)| {
+            let adapter = linear.adapter.as_ref()?;
+            Some(Addition { layer, scale: adapter.scale as f32 })
+        };
+        let additions = model.linears().into_iter().filter_map(addition).collect();
+        Shape { config: model.config.clone(), parameters, additions }
+    }
+
     /// All parameters trained, or none.
     pub fn plain(config: &Config, trained: bool) -> Shape {
         let parameters = super::layout::parameters(config, trained);
@@ -402,7 +413,7 @@ impl Engine {
     ///
     /// # Errors
     /// When it does not fit, with what is missing; sizes that the kernels do not take; the device's.
-    pub fn new(device: Box<dyn Driver>, shape: &Shape, purpose: Purpose, ropes: &[RopeTable]) -> Result<Engine> {
+    pub fn new(device: Box<dyn Driver>, shape: &Shape, purpose: Purpose) -> Result<Engine> {
         let needed = Engine::needs(shape, &purpose)?;
         let (free, all) = device.free()?;
         if needed > free {
@@ -416,7 +427,11 @@ impl Engine {
             // SAFETY: just reserved
             unsafe { device.clear(at, 4 * parts.weights.layout.trained)? };
         }
-        for (table, (cos, sin)) in ropes.iter().zip(&parts.ropes) {
+        let config = &shape.config;
+        for (rope, (cos, sin)) in std::iter::once(&config.rope).chain(&config.sliding_rope).zip(&parts.ropes) {
+            let (frequencies, scale) = rope.frequencies(config.head_dim);
+            let mut table = RopeTable::new(frequencies, scale);
+            table.reserve(purpose.positions);
             let (c, s) = table.rows(purpose.positions);
             let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<u8>>();
             // SAFETY: reserved for these positions
@@ -473,6 +488,19 @@ impl Engine {
     /// The device's.
     pub fn write(&self, name: &str, value: &Tensor) -> Result<()> {
         self.parts.weights.write(&*self.device, name, value)
+    }
+
+    /// Must follow the writing of parameters: makes the merged weights.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn written(&mut self) -> Result<()> {
+        self.merge()
+    }
+
+    /// Merges adapters into what products read.
+    fn merge(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// A parameter as it is now.
