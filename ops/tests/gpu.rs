@@ -61,7 +61,7 @@ fn a_kernel_that_is_not_there_or_takes_other_arguments_is_an_error() {
     let error = |kernel, args: &[Arg]| unsafe {
         device.launch(kernel, Launch::new(1, 32), args).unwrap_err().to_string()
     };
-    assert_eq!(error("rms_norms", &[]), "there is no kernel `rms_norms`");
+    assert!(error("rms_norms", &[]).starts_with("there is no kernel `rms_norms`"));
     assert!(error("rms_norm", &[Arg::I32(1)]).contains("does not take arguments of [4] bytes"));
 }
 
@@ -137,10 +137,9 @@ fn a_pass_over_packed_trees_is_the_processors_in_every_family() {
         let mut engine = engine(device, &model, purpose);
         let want = model.train(&ids, &packing, &targets, 0.7, coefficient).unwrap();
         let got = engine.train(&ids, &packing, &targets, 0.7, coefficient).unwrap();
-        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-            let off = (got.logp - want.logp).abs().max((got.entropy - want.entropy).abs());
-            assert!(off < 0.05, "{name} {d}: target {i}: {got:?}, expected {want:?}");
-        }
+        let numbers = |stats: &[TokenStats]| stats.iter().flat_map(|s| [s.logp, s.entropy]).collect::<Vec<f32>>();
+        let off = distance(&numbers(&got), &numbers(&want));
+        assert!(off < 0.01, "{name} {d}: statistics of targets are {off:.4} off");
         let scored = engine.score(&ids, &packing, &targets, 0.7).unwrap();
         assert_eq!(scored, got, "{name} {d}: the sampler's forward is the trainer's, to the bit");
         for p in model.params() {

@@ -10,7 +10,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::Plan;
-use super::driver::{Address, Driver, Dry, Element, Matrix};
+use super::driver::{Address, Driver, Dry, Element, Matrix, Product};
 use super::head::Head;
 use super::kernels::{Kernels, Qkv, Sorted};
 use super::layout::Layout;
@@ -136,7 +136,8 @@ impl Parts {
                     if let Some(addition) = shape.additions.iter().find(|a| a.layer == name(stem)) {
                         let factor = |part: &str| weights.weight(&[name(&format!("{stem}.{part}.weight"))]);
                         let (a, b) = (factor("lora_A"), factor("lora_B"));
-                        factors.push(Factors { rows: (first, rows), a, b, scale: addition.scale });
+                        let base = weights.base(&name(&format!("{stem}.weight")));
+                        factors.push(Factors { rows: (first, rows), a, b, scale: addition.scale, base });
                     }
                     first += rows;
                 }
@@ -358,6 +359,24 @@ impl<'a> Work<'a> {
         Ok(Ends { sum, root, h: Matrix::new(h, Element::Bf16, m, hidden) })
     }
 
+    fn merge(&mut self) -> Result<()> {
+        for layer in &self.parts.layers {
+            for linear in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down] {
+                for f in &linear.factors {
+                    let merged = linear.w.value.rows(f.rows.0, f.rows.1);
+                    let (rows, columns) = (merged.rows, merged.columns);
+                    let lent = self.arena.lent();
+                    let sum = Matrix::new(self.arena.lend(4 * rows * columns)?, Element::F32, rows, columns);
+                    // SAFETY: lent for this product
+                    unsafe { self.device.product(&Product::back(f.b.value, f.a.value, sum))? };
+                    self.kernels().merge(merged.at, f.base, sum.at, f.scale, rows * columns)?;
+                    self.arena.forget(lent);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn score(&mut self, row: &Row, temperature: f32) -> Result<Vec<TokenStats>> {
         let (stream, _) = self.forward(row, Keep::Nothing)?;
         let ends = self.ends(row, stream)?;
@@ -469,6 +488,7 @@ impl Engine {
         } else {
             work.score(&row, 1.0)?;
         }
+        work.merge()?;
         Ok(arena.peak())
     }
 
@@ -479,7 +499,7 @@ impl Engine {
 
     /// Most bytes in use so far, and all that were reserved.
     pub fn memory(&self) -> (usize, usize) {
-        (self.arena.peak(), self.arena.peak() + self.arena.left())
+        (self.arena.peak(), self.arena.capacity())
     }
 
     /// Writes a parameter.
@@ -498,9 +518,9 @@ impl Engine {
         self.merge()
     }
 
-    /// Merges adapters into what products read.
+    /// Merges additions into what products read: W' = W + scale B A.
     fn merge(&mut self) -> Result<()> {
-        Ok(())
+        self.pass(|work| work.merge())
     }
 
     /// A parameter as it is now.
@@ -584,7 +604,11 @@ impl Engine {
     /// When nothing is trained: a bug in the caller.
     pub fn update(&mut self, rule: &Rule, rate: f64, number: u64) -> Result<std::result::Result<f64, String>> {
         let Some(update) = &self.update else { panic!("BUG: an update of a model of which nothing is trained") };
-        update.step(&*self.device, &self.parts.weights, rule, rate, number)
+        let done = update.step(&*self.device, &self.parts.weights, rule, rate, number)?;
+        if done.is_ok() {
+            self.merge()?;
+        }
+        Ok(done)
     }
 }
 

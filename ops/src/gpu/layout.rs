@@ -52,6 +52,8 @@ pub struct Part {
     pub kind: Kind,
     /// In the buffer of bf16 matrices, or of float32 vectors that are not trained.
     pub value: Option<Span>,
+    /// In the buffer of bf16 matrices that have an addition: without it.
+    pub base: Option<Span>,
     /// In the flat buffers of masters and gradients.
     pub trained: Option<Span>,
     /// Changed by updates.
@@ -72,6 +74,7 @@ pub struct Layout {
     pub parts: Vec<Part>,
     places: BTreeMap<String, usize>,
     pub matrices: usize,
+    pub bases: usize,
     pub vectors: usize,
     pub trained: usize,
 }
@@ -83,7 +86,7 @@ impl Layout {
     /// Names a parameter whose rows are not a multiple of eight elements wide.
     pub fn new(parameters: &[(String, Vec<usize>, bool)]) -> Result<Layout> {
         let mut layout =
-            Layout { parts: Vec::new(), places: BTreeMap::new(), matrices: 0, vectors: 0, trained: 0 };
+            Layout { parts: Vec::new(), places: BTreeMap::new(), matrices: 0, bases: 0, vectors: 0, trained: 0 };
         let known: BTreeMap<&str, usize> =
             parameters.iter().enumerate().map(|(i, (name, ..))| (name.as_str(), i)).collect();
         for (name, ..) in parameters {
@@ -107,6 +110,10 @@ impl Layout {
             let trained = found.iter().any(|(.., trained)| *trained);
             for (i, (name, shape, updated)) in found.into_iter().enumerate() {
                 layout.place(name, shape, (trained, *updated), i > 0)?;
+                let adapted = name.strip_suffix(".weight").map(|layer| format!("{layer}.lora_A.weight"));
+                if adapted.is_some_and(|factor| known.contains_key(factor.as_str())) {
+                    layout.keep_base();
+                }
             }
         }
         Ok(layout)
@@ -133,8 +140,17 @@ impl Layout {
             Kind::Vector(_) => trained.is_none().then(|| take(&mut self.vectors)),
         };
         self.places.insert(name.to_owned(), self.parts.len());
-        self.parts.push(Part { name: name.to_owned(), kind, value, trained, updated });
+        self.parts.push(Part { name: name.to_owned(), kind, value, base: None, trained, updated });
         Ok(())
+    }
+
+    /// The last part has an addition.
+    fn keep_base(&mut self) {
+        let Some(part) = self.parts.last_mut() else { return };
+        let Some(span) = part.value else { return };
+        let at = self.bases.next_multiple_of(APART);
+        part.base = Some(Span { at, len: span.len });
+        self.bases = at + span.len;
     }
 
     /// A parameter by name.

@@ -94,6 +94,11 @@ impl Arena {
         self.peak
     }
 
+    /// All bytes.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Bytes that are not in use.
     pub fn left(&self) -> usize {
         self.capacity - self.low - self.high

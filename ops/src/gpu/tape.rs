@@ -40,6 +40,8 @@ pub struct Factors {
     /// (rows, rank)
     pub b: Weight,
     pub scale: f32,
+    /// Those rows of the weight without the addition, bf16.
+    pub base: Address,
 }
 
 /// A linear layer, or several that read the same input.

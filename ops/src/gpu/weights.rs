@@ -38,6 +38,7 @@ pub struct Flat {
 pub struct Weights {
     pub layout: Layout,
     matrices: Address,
+    bases: Address,
     vectors: Address,
     pub flat: Flat,
 }
@@ -51,8 +52,8 @@ impl Weights {
         let mut floats = |n: usize| arena.keep(4 * n);
         let (vectors, trained) = (floats(layout.vectors)?, layout.trained);
         let flat = Flat { master: floats(trained)?, grad: floats(trained)?, m: floats(trained)?, v: floats(trained)? };
-        let matrices = arena.keep(2 * layout.matrices)?;
-        Ok(Weights { layout, matrices, vectors, flat })
+        let (matrices, bases) = (arena.keep(2 * layout.matrices)?, arena.keep(2 * layout.bases)?);
+        Ok(Weights { layout, matrices, bases, vectors, flat })
     }
 
     /// Several matrices that stand together, by their names, as one.
@@ -82,6 +83,17 @@ impl Weights {
     /// Where the bf16 copy of a matrix is.
     pub fn copy(&self, part: &Part) -> Address {
         part.value.map_or(Address::NONE, |span| self.matrices.plus(2 * span.at))
+    }
+
+    /// Where a matrix stands without its addition.
+    ///
+    /// # Panics
+    /// On one that has none: a bug in the caller.
+    pub fn base(&self, name: &str) -> Address {
+        match self.layout.part(name).base {
+            Some(span) => self.bases.plus(2 * span.at),
+            None => panic!("BUG: `{name}` has no addition"),
+        }
     }
 
     /// Vectors that stand together, by the name of the first.
@@ -122,7 +134,8 @@ impl Weights {
             match (part.kind, part.value) {
                 (Kind::Matrix(..), Some(span)) => {
                     let halves: Vec<u8> = numbers.iter().flat_map(|x| round(*x).to_ne_bytes()).collect();
-                    device.write(self.matrices.plus(2 * span.at), &halves)
+                    let at = part.base.map_or(self.matrices.plus(2 * span.at), |span| self.bases.plus(2 * span.at));
+                    device.write(at, &halves)
                 }
                 (Kind::Vector(_), Some(span)) => device.write(self.vectors.plus(4 * span.at), &bytes),
                 (_, None) => Ok(()),
@@ -152,7 +165,8 @@ impl Weights {
             (None, Some(span), Kind::Matrix(..)) => {
                 let mut bytes = vec![0; 2 * span.len];
                 // SAFETY: as above
-                unsafe { device.read(self.matrices.plus(2 * span.at), &mut bytes)? };
+                let at = part.base.map_or(self.matrices.plus(2 * span.at), |span| self.bases.plus(2 * span.at));
+                unsafe { device.read(at, &mut bytes)? };
                 let half = |b: &[u8]| f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16);
                 Ok(bytes.chunks_exact(2).map(half).collect())
             }
