@@ -38,6 +38,20 @@ __device__ __forceinline__ int shuffle(int x, int lane) { return __shfl_sync(0xf
 __device__ __forceinline__ float shuffle_up(float x, int lanes) { return __shfl_up_sync(0xffffffffu, x, lanes); }
 __device__ __forceinline__ unsigned vote(bool x) { return __ballot_sync(0xffffffffu, x); }
 
+// 2^x to about two units of the last place; 0 at minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What this thread wrote before is seen by whoever sees what it writes after.
+__device__ __forceinline__ void fence() { __threadfence(); }
+// Adds one, as no two threads at once; returns what was there.
+__device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at, 1u); }
+// What other blocks of the same launch wrote.
+__device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
+
 // 16 bytes from global to shared memory, without registers; zeros where `take` is false. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool take) {
     unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
