@@ -21,13 +21,17 @@ __device__ __forceinline__ float any_dot(const bf16 *x, const bf16 *y, int d) {
     return sum;
 }
 
-// o += sum over 32 rows of a tile, weighed by the lanes' w; lane l has columns l, l + 32, ...
-__device__ __forceinline__ void any_accumulate(float (&o)[ANY_COLUMNS], float w, const bf16 *tile, int d) {
+// o += sum over 32 rows of a tile, weighed by the lanes' w; lane l has columns l, l + 32, ... `weights` has room for a warp's 32.
+__device__ __forceinline__ void any_accumulate(float (&o)[ANY_COLUMNS], float w, float *weights, const bf16 *tile, int d) {
+    int lane = threadIdx.x % WARP;
+    sync_warp();
+    weights[lane] = w;
+    sync_warp();
     for (int row = 0; row < WARP; row++) {
-        float weight = shuffle(w, row);
+        float weight = weights[row];
 #pragma unroll
         for (int i = 0; i < ANY_COLUMNS; i++) {
-            int column = i * WARP + threadIdx.x % WARP;
+            int column = i * WARP + lane;
             if (column < d) o[i] = fmaf(weight, to_float(tile[row * ANY_PITCH + column]), o[i]);
         }
     }

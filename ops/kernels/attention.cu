@@ -474,6 +474,7 @@ __device__ __forceinline__ bool any_sees(const Attention &a, unsigned at, unsign
 
 extern "C" __global__ void attention_any_forward(Attention a, bf16 *out, float *lse) {
     __shared__ bf16 keys[WARP * ANY_PITCH], values[WARP * ANY_PITCH], rows[ANY_WARPS * ANY_PITCH];
+    __shared__ float weights[ANY_WARPS * WARP];
     int head = blockIdx.x, kv = head / (a.h / a.hk), lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = a.d;
     int q0 = blockIdx.y * ANY_WARPS, query = q0 + warp;
     const bf16 *row = rows + warp * ANY_PITCH;
@@ -497,7 +498,7 @@ extern "C" __global__ void attention_any_forward(Attention a, bf16 *out, float *
         sum = sum * shrink + p;
 #pragma unroll
         for (int i = 0; i < ANY_COLUMNS; i++) o[i] *= shrink;
-        any_accumulate(o, p, values, d);
+        any_accumulate(o, p, weights + warp * WARP, values, d);
     }
     sum = warp_sum(sum);
     if (query >= a.n_q) return;
@@ -508,6 +509,7 @@ extern "C" __global__ void attention_any_forward(Attention a, bf16 *out, float *
 extern "C" __global__ void attention_any_dq(Attention a, bf16 *dq, long stride, const bf16 *dout, const float *lse,
                                             const float *delta) {
     __shared__ bf16 keys[WARP * ANY_PITCH], values[WARP * ANY_PITCH], rows[ANY_WARPS * ANY_PITCH], grads[ANY_WARPS * ANY_PITCH];
+    __shared__ float weights[ANY_WARPS * WARP];
     int head = blockIdx.x, kv = head / (a.h / a.hk), lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = a.d;
     int q0 = blockIdx.y * ANY_WARPS, query = q0 + warp;
     unsigned at, position;
@@ -530,7 +532,7 @@ extern "C" __global__ void attention_any_dq(Attention a, bf16 *dq, long stride, 
             float s = any_dot(rows + warp * ANY_PITCH, keys + lane * ANY_PITCH, d) * a.scale;
             ds = expf(s - base) * (any_dot(grads + warp * ANY_PITCH, values + lane * ANY_PITCH, d) - mean);
         }
-        any_accumulate(o, ds, keys, d);
+        any_accumulate(o, ds, weights + warp * WARP, keys, d);
     }
     if (query < a.n_q) any_store(dq + query * stride + head * d, o, a.scale, d);
 }
@@ -538,6 +540,7 @@ extern "C" __global__ void attention_any_dq(Attention a, bf16 *dq, long stride, 
 extern "C" __global__ void attention_any_dkv(Attention a, bf16 *dk, bf16 *dv, long dk_stride, long dv_stride, const bf16 *dout,
                                              const float *lse, const float *delta) {
     __shared__ bf16 queries[WARP * ANY_PITCH], grads[WARP * ANY_PITCH], rows[ANY_WARPS * ANY_PITCH], values[ANY_WARPS * ANY_PITCH];
+    __shared__ float weights[ANY_WARPS * WARP];
     int kv = blockIdx.x, group = a.h / a.hk, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = a.d;
     int k0 = blockIdx.y * ANY_WARPS, key = k0 + warp;
     any_fetch(rows, a.k + kv * d, a.k_stride, ANY_WARPS, k0, a.n_k, d);
@@ -560,8 +563,8 @@ extern "C" __global__ void attention_any_dkv(Attention a, bf16 *dk, bf16 *dv, lo
                 p = expf(any_dot(rows + warp * ANY_PITCH, queries + lane * ANY_PITCH, d) * a.scale - lse[long(head) * a.n_q + query]);
                 ds = p * (any_dot(values + warp * ANY_PITCH, grads + lane * ANY_PITCH, d) - delta[long(head) * a.n_q + query]);
             }
-            any_accumulate(ov, p, grads, d);
-            any_accumulate(ok, ds, queries, d);
+            any_accumulate(ov, p, weights + warp * WARP, grads, d);
+            any_accumulate(ok, ds, weights + warp * WARP, queries, d);
         }
     if (key >= a.n_k) return;
     any_store(dk + key * dk_stride + kv * d, ok, a.scale, d);
