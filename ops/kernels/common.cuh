@@ -51,6 +51,7 @@ __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at, 1u); }
 // What other blocks of the same launch wrote.
 __device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
+__device__ __forceinline__ float4 load_past_l1(const float4 *from) { return __ldcg(from); }
 
 // 16 bytes from global to shared memory, without registers; zeros where `take` is false. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool take) {

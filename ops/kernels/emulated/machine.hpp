@@ -40,6 +40,9 @@
 struct bf16 {
     uint16_t bits;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 
 inline float to_float(bf16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
@@ -259,6 +262,7 @@ inline float power_of_two(float x) { return exp2f(x); }
 inline void fence() {}
 inline unsigned count_up(unsigned *at) { return (*at)++; }
 inline float load_past_l1(const float *from) { return *from; }
+inline float4 load_past_l1(const float4 *from) { return *from; }
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
