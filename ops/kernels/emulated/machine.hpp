@@ -2,8 +2,8 @@
 //
 // 1. `launch(grid, block, shared bytes, kernel)` runs the blocks one after another, in an order that a seed shuffles.
 // 2. Threads of a block take turns; one that comes to a barrier or to an instruction of its whole warp waits there until
-//    all others of the block, or warp, have come to the same one. Warps take turns in a shuffled order too, so a missing
-//    barrier shows as a wrong number in some order.
+//    all others of the block, or warp, have come to the same one. Warps run to the next barrier one after another, in a
+//    shuffled order too, so a missing barrier shows as a wrong number.
 // 3. Asynchronous copies happen as late as they may: when their group is waited for. Shared memory begins as NaN.
 //
 // Aborts, with the thread's index, on what a device would hang at or leave undefined: lanes of a warp at different
@@ -183,33 +183,30 @@ inline void run_block() {
     std::vector<unsigned> turn(warps);
     for (unsigned w = 0; w < warps; w++) turn[w] = w;
     for (;;) {
-        bool moved = false;
         std::shuffle(turn.begin(), turn.end(), b.order);
         for (unsigned w : turn) {
             unsigned first = w * 32, last = std::min(first + 32, n);
-            // 1. all that can run
-            for (unsigned i = first; i < last; i++) {
-                if (b.threads[i].at == At::Running) {
-                    b.now = i;
-                    bool begun = std::exchange(b.threads[i].begun, true);
-                    change(b.scheduler, b.threads[i].place, begun);
-                    moved = true;
+            for (;;) {
+                // 1. all that can run
+                for (unsigned i = first; i < last; i++) {
+                    if (b.threads[i].at == At::Running) {
+                        b.now = i;
+                        bool begun = std::exchange(b.threads[i].begun, true);
+                        change(b.scheduler, b.threads[i].place, begun);
+                    }
                 }
-            }
-            // 2. a warp that is whole goes on
-            unsigned waiting = 0;
-            for (unsigned i = first; i < last; i++) waiting += b.threads[i].at == At::Warp;
-            if (waiting > 0) {
+                // 2. a warp that is whole goes on
+                unsigned waiting = 0;
+                for (unsigned i = first; i < last; i++) waiting += b.threads[i].at == At::Warp;
+                if (waiting == 0) break;
                 for (unsigned i = first; i < last; i++) {
                     b.now = i;
                     if (b.threads[i].at != At::Warp) fail("does not take part in an instruction of its whole warp");
                     if (b.threads[i].what != b.threads[first].what) fail("is at another instruction than its warp");
                 }
                 for (unsigned i = first; i < last; i++) b.threads[i].at = At::Running;
-                moved = true;
             }
         }
-        if (moved) continue;
         unsigned done = 0, waiting = 0;
         for (auto &t : b.threads) done += t.at == At::Done, waiting += t.at == At::Block;
         if (done == n) return;
