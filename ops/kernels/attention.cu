@@ -46,10 +46,11 @@ __device__ __forceinline__ void bounds_of_key(const Attention &a, int key, unsig
     end = key < a.n_k ? a.vis_end[key] : 0;
     low = a.window > 0 && key < a.n_k ? a.position[key] + unsigned(a.window) : 0xffffffffu;
 }
-// Where a query stands, and its position.
+// Where a query stands, and its position; past the end, those of the last one.
 __device__ __forceinline__ void place_of_query(const Attention &a, int query, unsigned &at, unsigned &position) {
-    at = query >= a.n_q ? 0 : a.at ? a.at[query] : unsigned(query);
-    position = a.window > 0 && query < a.n_q ? a.position[at] : 0;
+    query = query < a.n_q ? query : a.n_q - 1;
+    at = a.at ? a.at[query] : unsigned(query);
+    position = a.window > 0 ? a.position[at] : 0;
 }
 
 // Steps through the parts of STAGE keys of a list's tiles, and knows the next tile's entry before it is wanted.
@@ -142,7 +143,8 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
         }
 #pragma unroll
         for (int step = 0; step < KEYS; step += STEP) {
-            // 2. scores
+            // 2. scores, unless all queries of this warp come before these keys
+            if (masked && !a.at && key + step >= q0 + row + 16 * TILES) continue;
             float s[TILES][STEP / 8][4];
             products<D, TILES, STEP>(s, q, row, k_now, step);
             if (masked) hide<TILES, STEP>(s, at + row, position + row, key + step, end_now + step, low_now + step);
@@ -196,7 +198,7 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
     store_rows<D, TILES>(out + head * D, long(a.h) * D, q0 + row, a.n_q, o, inverse, q, row);
 }
 
-// Gradient of queries, rows of `stride` elements, from that of the output (n_q, h d), lse and delta (h, n_q). Grid (h, query
+// Gradient of queries, rows of `stride` elements, where `at` is null, from that of the output (n_q, h d), lse and delta (h, n_q). Grid (h, query
 // tiles), 128 threads, 512 d + 8 STAGE d + 1024 + 16 STAGE bytes of shared memory. A warp has 32 queries and takes STEP keys at a
 // time, of which STAGE are fetched together.
 template <int D, int STAGE, int STEP>
@@ -250,6 +252,7 @@ __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, l
 #pragma unroll
         for (int step = 0; step < STAGE; step += STEP) {
             // scores, gradients of weights, and so those of scores: p (dp - delta)
+            if (masked && !a.at && key + step >= q0 + row + 16 * TILES) continue;
             float s[TILES][STEP / 8][4], dp[TILES][STEP / 8][4];
             products<D, TILES, STEP>(s, q, row, k_now, step);
             if (masked) hide<TILES, STEP>(s, at + row, position + row, key + step, end_now + step, low_now + step);
@@ -356,7 +359,8 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
         sync_block();
         find();
         if (head < (kv + 1) * group) fetch(buffer ^ 1);
-        // 2. transposed: a row is a key, a column a query
+        // 2. transposed: a row is a key, a column a query; unless all queries come before this warp's keys
+        if (masked && first + STAGE <= k0 + row) continue;
         float s[TILES][STAGE / 8][4], dp[TILES][STAGE / 8][4];
         products<D, TILES, STAGE>(s, k, row, q_now, 0);
         if (masked) {
@@ -396,8 +400,6 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
         accumulate<D, TILES, STAGE>(ok, dp, q_now, 0);
     }
     copy_wait<0>();
-    // rows of k and v are read by their own warp alone, but fetched by all
-    sync_block();
     float by[TILES][2], one[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
