@@ -40,6 +40,7 @@ struct Attention {
     int window;                        // 0: none
     float scale;                       // of scores, above 0
 };
+static_assert(sizeof(Attention) == 120, "the host has the same");
 
 // What a mask asks of a key: seen from row `a` at position `p` where key <= a < end and p < low.
 __device__ __forceinline__ void bounds_of_key(const Attention &a, int key, unsigned &end, unsigned &low) {
@@ -99,8 +100,8 @@ __device__ __forceinline__ void hide(float (&s)[TILES][STEP / 8][4], const unsig
         }
 }
 
-// Output (n_q, h d) and lse (h, n_q), the natural logarithm of the sum of exp(scaled score). Grid (h, query tiles), 128 threads,
-// 768 d + 2048 bytes of shared memory. A warp has 32 queries and takes STEP keys at a time.
+// Output (n_q, h d) and lse (h, n_q), the natural logarithm of the sum of exp(scaled score). Grid (h, query tiles), 128
+// threads, 768 d + 2048 bytes of shared memory. A warp has 32 queries and takes STEP keys at a time.
 template <int D, int STEP>
 __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *lse) {
     constexpr int THREADS = 128, TILES = 2;
@@ -198,9 +199,9 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
     store_rows<D, TILES>(out + head * D, long(a.h) * D, q0 + row, a.n_q, o, inverse, q, row);
 }
 
-// Gradient of queries, rows of `stride` elements, where `at` is null, from that of the output (n_q, h d), lse and delta (h, n_q). Grid (h, query
-// tiles), 128 threads, 512 d + 8 STAGE d + 1024 + 16 STAGE bytes of shared memory. A warp has 32 queries and takes STEP keys at a
-// time, of which STAGE are fetched together.
+// Gradient of queries, rows of `stride` elements, from that of the output (n_q, h d), lse and delta (h, n_q); `at` is null. Grid
+// (h, query tiles), 128 threads, 512 d + 8 STAGE d + 1024 + 16 STAGE bytes of shared memory. A warp has 32 queries and takes STEP
+// keys at a time, of which STAGE are fetched together.
 template <int D, int STAGE, int STEP>
 __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, long stride, const bf16 *dout, const float *lse,
                                                  const float *delta) {
@@ -252,7 +253,7 @@ __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, l
 #pragma unroll
         for (int step = 0; step < STAGE; step += STEP) {
             // scores, gradients of weights, and so those of scores: p (dp - delta)
-            if (masked && !a.at && key + step >= q0 + row + 16 * TILES) continue;
+            if (masked && key + step >= q0 + row + 16 * TILES) continue;
             float s[TILES][STEP / 8][4], dp[TILES][STEP / 8][4];
             products<D, TILES, STEP>(s, q, row, k_now, step);
             if (masked) hide<TILES, STEP>(s, at + row, position + row, key + step, end_now + step, low_now + step);
@@ -410,8 +411,8 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
     store_rows<D, TILES>(dv + kv * D, dv_stride, k0 + row, a.n_k, ov, one, v, row);
 }
 
-// delta (h, n) = rowsum(dout * out), both (n, h d): what the gradient of a softmax subtracts. 256 threads, a thread eight elements:
-// grid ceil(n h d / 2048).
+// delta (h, n) = rowsum(dout * out), both (n, h d): what the gradient of a softmax subtracts. Grid ceil(n h d / 2048), 256
+// threads, a thread eight elements.
 template <int D>
 __device__ __forceinline__ void row_sums(float *delta, const bf16 *dout, const bf16 *out, int n, int h) {
     constexpr int LANES = D / 8;
@@ -427,6 +428,8 @@ __device__ __forceinline__ void row_sums(float *delta, const bf16 *dout, const b
     if (i % LANES == 0 && unit < long(n) * h) delta[unit % h * n + unit / h] = sum;
 }
 
+// A block's shared memory in bytes, for d of 32, 64 and 128: forward 26624, 51200 and 100352; dq 34816, 67584 and 99840 (STAGE 64,
+// 64 and 32); dkv 17664, 34048 and 66816 (TILES 2, 2 and 1: 64, 64 and 128 threads). The device's default limit is 49152.
 #define ATTENTION(D, FORWARD_STEP, QUERY_STAGE, QUERY_STEP, KEY_TILES, KEY_STAGE)                                                \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_##D(Attention a, bf16 *out, float *lse) {             \
         forward<D, FORWARD_STEP>(a, out, lse);                                                                                   \

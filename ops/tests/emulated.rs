@@ -34,3 +34,13 @@ fn emulated(name: &str) {
 fn kernels_over_rows_are_those_of_float64() {
     emulated("rows");
 }
+
+#[test]
+fn attention_over_trees_and_its_gradients_are_those_of_float64() {
+    emulated("attention");
+}
+
+#[test]
+fn attention_over_pages_is_that_of_float64() {
+    emulated("paged");
+}
