@@ -40,16 +40,18 @@ struct Attention {
     int window;                        // 0: none
     float scale;                       // of scores, above 0
 };
+static_assert(sizeof(Attention) == 120, "the host has the same");
 
 // What a mask asks of a key: seen from row `a` at position `p` where key <= a < end and p < low.
 __device__ __forceinline__ void bounds_of_key(const Attention &a, int key, unsigned &end, unsigned &low) {
     end = key < a.n_k ? a.vis_end[key] : 0;
     low = a.window > 0 && key < a.n_k ? a.position[key] + unsigned(a.window) : 0xffffffffu;
 }
-// Where a query stands, and its position.
+// Where a query stands, and its position; past the end, those of the last one.
 __device__ __forceinline__ void place_of_query(const Attention &a, int query, unsigned &at, unsigned &position) {
-    at = query >= a.n_q ? 0 : a.at ? a.at[query] : unsigned(query);
-    position = a.window > 0 && query < a.n_q ? a.position[at] : 0;
+    query = query < a.n_q ? query : a.n_q - 1;
+    at = a.at ? a.at[query] : unsigned(query);
+    position = a.window > 0 ? a.position[at] : 0;
 }
 
 // Steps through the parts of STAGE keys of a list's tiles, and knows the next tile's entry before it is wanted.
@@ -98,8 +100,8 @@ __device__ __forceinline__ void hide(float (&s)[TILES][STEP / 8][4], const unsig
         }
 }
 
-// Output (n_q, h d) and lse (h, n_q), the natural logarithm of the sum of exp(scaled score). Grid (h, query tiles), 128 threads,
-// 768 d + 2048 bytes of shared memory. A warp has 32 queries and takes STEP keys at a time.
+// Output (n_q, h d) and lse (h, n_q), the natural logarithm of the sum of exp(scaled score). Grid (h, query tiles), 128
+// threads, 768 d + 2048 bytes of shared memory. A warp has 32 queries and takes STEP keys at a time.
 template <int D, int STEP>
 __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *lse) {
     constexpr int THREADS = 128, TILES = 2;
@@ -142,7 +144,8 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
         }
 #pragma unroll
         for (int step = 0; step < KEYS; step += STEP) {
-            // 2. scores
+            // 2. scores, unless all queries of this warp come before these keys
+            if (masked && !a.at && key + step >= q0 + row + 16 * TILES) continue;
             float s[TILES][STEP / 8][4];
             products<D, TILES, STEP>(s, q, row, k_now, step);
             if (masked) hide<TILES, STEP>(s, at + row, position + row, key + step, end_now + step, low_now + step);
@@ -196,9 +199,9 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
     store_rows<D, TILES>(out + head * D, long(a.h) * D, q0 + row, a.n_q, o, inverse, q, row);
 }
 
-// Gradient of queries, rows of `stride` elements, from that of the output (n_q, h d), lse and delta (h, n_q). Grid (h, query
-// tiles), 128 threads, 512 d + 8 STAGE d + 1024 + 16 STAGE bytes of shared memory. A warp has 32 queries and takes STEP keys at a
-// time, of which STAGE are fetched together.
+// Gradient of queries, rows of `stride` elements, from that of the output (n_q, h d), lse and delta (h, n_q); `at` is null. Grid
+// (h, query tiles), 128 threads, 512 d + 8 STAGE d + 1024 + 16 STAGE bytes of shared memory. A warp has 32 queries and takes STEP
+// keys at a time, of which STAGE are fetched together.
 template <int D, int STAGE, int STEP>
 __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, long stride, const bf16 *dout, const float *lse,
                                                  const float *delta) {
@@ -250,6 +253,7 @@ __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, l
 #pragma unroll
         for (int step = 0; step < STAGE; step += STEP) {
             // scores, gradients of weights, and so those of scores: p (dp - delta)
+            if (masked && key + step >= q0 + row + 16 * TILES) continue;
             float s[TILES][STEP / 8][4], dp[TILES][STEP / 8][4];
             products<D, TILES, STEP>(s, q, row, k_now, step);
             if (masked) hide<TILES, STEP>(s, at + row, position + row, key + step, end_now + step, low_now + step);
@@ -356,7 +360,8 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
         sync_block();
         find();
         if (head < (kv + 1) * group) fetch(buffer ^ 1);
-        // 2. transposed: a row is a key, a column a query
+        // 2. transposed: a row is a key, a column a query; unless all queries come before this warp's keys
+        if (masked && first + STAGE <= k0 + row) continue;
         float s[TILES][STAGE / 8][4], dp[TILES][STAGE / 8][4];
         products<D, TILES, STAGE>(s, k, row, q_now, 0);
         if (masked) {
@@ -396,8 +401,6 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
         accumulate<D, TILES, STAGE>(ok, dp, q_now, 0);
     }
     copy_wait<0>();
-    // rows of k and v are read by their own warp alone, but fetched by all
-    sync_block();
     float by[TILES][2], one[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
@@ -408,8 +411,8 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
     store_rows<D, TILES>(dv + kv * D, dv_stride, k0 + row, a.n_k, ov, one, v, row);
 }
 
-// delta (h, n) = rowsum(dout * out), both (n, h d): what the gradient of a softmax subtracts. 256 threads, a thread eight elements:
-// grid ceil(n h d / 2048).
+// delta (h, n) = rowsum(dout * out), both (n, h d): what the gradient of a softmax subtracts. Grid ceil(n h d / 2048), 256
+// threads, a thread eight elements.
 template <int D>
 __device__ __forceinline__ void row_sums(float *delta, const bf16 *dout, const bf16 *out, int n, int h) {
     constexpr int LANES = D / 8;
@@ -425,6 +428,8 @@ __device__ __forceinline__ void row_sums(float *delta, const bf16 *dout, const b
     if (i % LANES == 0 && unit < long(n) * h) delta[unit % h * n + unit / h] = sum;
 }
 
+// A block's shared memory in bytes, for d of 32, 64 and 128: forward 26624, 51200 and 100352; dq 34816, 67584 and 99840 (STAGE 64,
+// 64 and 32); dkv 17664, 34048 and 66816 (TILES 2, 2 and 1: 64, 64 and 128 threads). The device's default limit is 49152.
 #define ATTENTION(D, FORWARD_STEP, QUERY_STAGE, QUERY_STEP, KEY_TILES, KEY_STAGE)                                                \
     extern "C" __global__ void __launch_bounds__(128, 2) attention_forward_##D(Attention a, bf16 *out, float *lse) {             \
         forward<D, FORWARD_STEP>(a, out, lse);                                                                                   \

@@ -6,8 +6,8 @@
 //
 // The grid is fixed: `splits` blocks to each key head of a sequence share its pages evenly, as runs of whole pages, and those
 // that are left without any exit at once. Lengths and pages are read on the device, so a captured launch serves sequences as
-// they grow. Where more than one block has pages, each leaves its part, relative to its own highest score, and the block that ends last
-// adds up all parts in order: no result depends on which one it is. Dao et al., "Flash-Decoding", 2023.
+// they grow. Where more than one block has pages, each leaves its part, relative to its own highest score, and the one that
+// ends last adds up all parts in order: no result depends on which one it is. Dao et al., "Flash-Decoding", 2023.
 #include "anysize.cuh"
 #include "tiles.cuh"
 
@@ -32,6 +32,7 @@ struct Decode {
     int window;              // 0: none
     float scale;             // of scores, above 0
 };
+static_assert(sizeof(Decode) == 112, "the host has the same");
 
 // A block's keys begin..end, of which it sees those from `from` on, and how many splits have any.
 struct Span {
@@ -269,8 +270,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_decode_32(Decode 
 extern "C" __global__ void __launch_bounds__(128, 2) attention_decode_64(Decode a) { decode<64>(a); }
 extern "C" __global__ void __launch_bounds__(128, 2) attention_decode_128(Decode a) { decode<128>(a); }
 
-// Any d up to 256, any group, any alignment. Grid (hk, splits, batch), 128 threads, a warp a head; more than four heads of a group take
-// turns, and read keys and values again.
+// Any d up to 256, any group, any alignment. Grid (hk, splits, batch), 128 threads, a warp a head; more than four heads of a
+// group take turns, and read keys and values again.
 extern "C" __global__ void attention_decode_any(Decode a) {
     constexpr int WARPS = 4;
     __shared__ bf16 keys[WARP * ANY_PITCH], values[WARP * ANY_PITCH], rows[WARPS * ANY_PITCH];

@@ -36,6 +36,16 @@ fn kernels_over_rows_are_those_of_float64() {
 }
 
 #[test]
+fn attention_over_trees_and_its_gradients_are_those_of_float64() {
+    emulated("attention");
+}
+
+#[test]
+fn attention_over_pages_is_that_of_float64() {
+    emulated("paged");
+}
+
+#[test]
 fn kernels_of_the_head_are_those_of_float64() {
     emulated("head");
 }

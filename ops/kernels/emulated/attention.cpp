@@ -10,10 +10,11 @@
 //
 // Rows past the end are NaN, so whoever reads one shows, and outputs lie among rows and columns that must stay as they are.
 //
-// Deliberate errors, one at a time, all found: `<=` for `<` in each comparison of `hide` and of the mask in `backward_keys`; no
-// mask at all; a mask taken for none in the first tile; the wrong buffer of keys; the barrier of each loop left out; b[1] and b[2] of a
-// fragment exchanged; `shrink` not applied; delta not subtracted; heads of a group counted from the wrong one; STAGE parts skipped
-// by one; the last query tile's rows not cut off.
+// Deliberate errors, one at a time, all found: each comparison of `hide`, of the mask in `backward_keys` and of `any_sees` off by
+// one or left out; no mask; keys or queries left out that are not past each other; the wrong buffer of keys; each loop's barrier
+// or wait left out, and the barriers of a warp; registers of a fragment exchanged; `shrink` not applied to sums or outputs; delta
+// not subtracted; too few heads of a group; the wrong next entry of a list; a row past the end fetched or stored; `at` not
+// looked at. Not found, for it only makes them slower: rows of a tile not shuffled.
 #include "trees.hpp"
 #include "../attention.cu"
 

@@ -4,10 +4,11 @@
 // shows. Random numbers catch a wrong key only where it weighs enough, so there is also a test in which all weights are equal
 // and each key has its own column: there a key too many, too few or twice is an error of 3e-2 and more.
 //
-// Deliberate errors, one at a time, all found: the comparison with `from` or with `end` off by one; no mask; a step of the
-// wrong warp; the wrong page; the wrong stage; a wait for one group less; the barrier before the warps' parts left out; `shrink`
-// of the wrong head; b0 and b1 exchanged; `active` one too many; parts added up by the first block, not the last; `done`
-// not set back; rows past the end fetched; a slot's page without its factor; a gathered token off by one.
+// Deliberate errors, one at a time, all found: each comparison with `from` or `end` off by one or left out; a step of another warp,
+// page, head or stage; a wait for one group less; the barriers around the warps' parts left out; `shrink` of another head;
+// registers of a fragment exchanged; one active split too many; `done` not set back; parts or warps added up without their
+// weights; a row past the end fetched; a slot, a slot for nobody or a gathered token taken wrongly. Not found, for the processor's
+// copies are seen by all: the barrier of a warp after its wait.
 #include "check.hpp"
 #include "../paged.cu"
 
