@@ -6,12 +6,16 @@ mod small;
 
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
 use actloom_ops::gpu::engine::{Engine, Purpose, Shape};
+use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
+use actloom_ops::gpu::update::Rule;
+use actloom_ops::model::lora::{Lora, attach};
 use actloom_ops::model::{Model, Target};
 use actloom_ops::nn::Packing;
 use actloom_ops::nn::layer::TokenStats;
 use actloom_ops::rng::Rng;
-use candle_core::DType;
+use actloom_ops::train::optimizer::{AdamW, Optimizer};
+use candle_core::{DType, Tensor};
 use machine::Machine;
 use serde_json::{Value, json};
 
@@ -158,7 +162,7 @@ fn what_is_kept_of_a_forward_changes_no_bit_of_the_gradients_and_less_memory_is_
         let Some(device) = Machine::open() else { return };
         let model = model(&small::qwen3(), 32, 5);
         let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
-        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, keep };
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, keep, sample: None };
         let mut engine = engine(device, &model, purpose);
         engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
         let gradients = model.params().iter().map(|p| engine.gradient(&p.name).unwrap().unwrap()).collect();
@@ -185,4 +189,101 @@ fn a_row_as_large_as_was_planned_for_needs_no_more_than_was_reserved_and_a_large
     assert!(error.contains("do not fit into what was reserved"), "{error}");
     // and nothing is lost
     engine.train(&ids[..96], &Packing::single(96), &targets, 1.0, coefficient).unwrap();
+}
+
+#[test]
+fn tokens_one_by_one_in_chunks_and_from_a_shared_beginning_have_the_logits_of_a_whole_row() {
+    for (config, d) in [(small::qwen3(), 32), (small::olmo3(), 16), (small::qwen2(), 32)] {
+        let Some(device) = Machine::open() else { return };
+        let model = model(&config, d, 8);
+        let room = Room { rows: 4, chunk: 96, tokens: 600, reading: 160 };
+        let purpose = Purpose { row_tokens: 64, positions: 200, sample: Some(room), ..Purpose::default() };
+        let mut engine = engine(device, &model, purpose);
+        let ids = small::ids(&mut Rng::at(9, &[]), 90, 67);
+        let want: Vec<Vec<f32>> = model.logits(&ids, &Packing::single(90)).unwrap().to_vec2().unwrap();
+        let close = |got: &[f32], row: usize, how: &str| {
+            let off = distance(got, &want[row]);
+            assert!(off < 0.02, "{} {how}: logits of row {row} are {off:.4} off", config["model_type"]);
+        };
+        // a prompt, and another that begins alike
+        let mut a = engine.sequence();
+        let got = engine.advance(&mut [Feed { held: &mut a, new: &ids[..70], logits: true }]).unwrap();
+        close(&got, 69, "prompt");
+        let mut b = a.clone();
+        // one decodes beside the other, which reads on
+        for t in 70..80 {
+            let mut feeds = [
+                Feed { held: &mut b, new: &ids[70 + t % 2..][..1], logits: t % 2 == 0 },
+                Feed { held: &mut a, new: &ids[t..t + 1], logits: true },
+            ];
+            let got = engine.advance(&mut feeds).unwrap();
+            close(&got[got.len() - 67..], t, "decoding");
+        }
+        let mut feeds = [
+            Feed { held: &mut a, new: &ids[80..81], logits: true },
+            Feed { held: &mut b, new: &ids[3..6], logits: false },
+        ];
+        close(&engine.advance(&mut feeds).unwrap(), 80, "beside a chunk");
+        let got = engine.advance(&mut [Feed { held: &mut a, new: &ids[81..], logits: true }]).unwrap();
+        close(&got, 89, "chunk");
+        // back to where both began, from memory
+        a.truncate(65);
+        let got = engine.advance(&mut [Feed { held: &mut a, new: &ids[65..72], logits: true }]).unwrap();
+        close(&got, 71, "after going back");
+        // and a step that is too large leaves everything as it was
+        let (len, free) = (a.len(), a.free());
+        let long = vec![1; 140];
+        let error = engine.advance(&mut [Feed { held: &mut a, new: &long, logits: true }]).unwrap_err().to_string();
+        assert!(error.contains("a sequence of 212 tokens, expected 200 at most"), "{error}");
+        assert_eq!((a.len(), a.free()), (len, free));
+        let got = engine.advance(&mut [Feed { held: &mut a, new: &ids[72..73], logits: true }]).unwrap();
+        close(&got, 72, "after an error");
+    }
+}
+
+#[test]
+fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
+    for lora in [false, true] {
+        let Some(device) = Machine::open() else { return };
+        let mut model = model(&small::qwen2(), 32, 11);
+        if lora {
+            let settings = Lora { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "down_proj".into()], dropout: 0.0 };
+            attach(&mut model, &settings, 3).unwrap();
+        }
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, ..Purpose::default() };
+        let mut engine = engine(device, &model, purpose);
+        let rule = AdamW { clip: 0.5, weight_decay: 0.0, ..AdamW::default() };
+        let mut optimizer = Optimizer::new(rule);
+        let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
+        let before: Vec<Vec<f32>> = model.params().iter().map(|p| numbers(&p.value)).collect();
+        for step in 1..=3 {
+            model.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
+            engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
+            let want = optimizer.step(&mut model, 1e-2).unwrap();
+            let on = Rule { beta1: rule.beta1, beta2: rule.beta2, eps: rule.eps, clip: rule.clip };
+            let got = engine.update(&on, 1e-2, step).unwrap().unwrap();
+            assert!((got - want).abs() < 0.03 * want, "norm {got}, expected {want}");
+        }
+        for (p, before) in model.params().into_iter().zip(&before) {
+            let (want, got) = (numbers(&p.value), engine.read(&p.name).unwrap());
+            let moved = |x: &[f32]| x.iter().zip(before).map(|(x, b)| x - b).collect::<Vec<f32>>();
+            if !p.trainable {
+                assert_eq!(got, want, "{} is frozen", p.name);
+                continue;
+            }
+            let off = distance(&moved(&got), &moved(&want));
+            assert!(off < 0.15, "{} moved {off:.3} of its way elsewhere", p.name);
+        }
+        // what products read has followed
+        let (want, got) = (
+            model.score(&ids, &packing, &targets, 1.0).unwrap(),
+            engine.score(&ids, &packing, &targets, 1.0).unwrap(),
+        );
+        let logps = |s: &[TokenStats]| s.iter().map(|s| s.logp).collect::<Vec<f32>>();
+        assert!(distance(&logps(&got), &logps(&want)) < 0.03);
+    }
+}
+
+fn numbers(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
 }

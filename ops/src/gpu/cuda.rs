@@ -85,6 +85,7 @@ struct Known {
 /// The device.
 pub struct Cuda {
     name: String,
+    processors: usize,
     device: CudaDevice,
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
@@ -133,8 +134,10 @@ impl Cuda {
         let lt = failed(|| "starting cuBLASLt".to_owned(), lt::create_handle())?;
         // SAFETY: freed when the device is dropped
         let workspace = failed(|| "memory for products".to_owned(), unsafe { result::malloc_sync(WORKSPACE) })?;
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = failed(|| "the device's size".to_owned(), context.attribute(attribute))? as usize;
         let name = format!("{name} (cuda:{ordinal}, compute capability {major}.{minor})");
-        Ok(Cuda { name, device, stream, modules, lt, workspace, known: Mutex::default() })
+        Ok(Cuda { name, processors, device, stream, modules, lt, workspace, known: Mutex::default() })
     }
 
     /// The same device for candle's tensors: on the same stream.
@@ -312,6 +315,10 @@ impl Recorded for Graph<'_> {
 impl Driver for Cuda {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
     }
 
     fn free(&self) -> Result<(usize, usize)> {

@@ -268,6 +268,9 @@ pub trait Driver: Send + Sync {
     /// What it is, for people.
     fn name(&self) -> String;
 
+    /// Processors that blocks run on.
+    fn processors(&self) -> usize;
+
     /// Bytes that are free, and all.
     fn free(&self) -> Result<(usize, usize)>;
 
@@ -348,6 +351,10 @@ impl Recorded for Nothing {
 impl Driver for Dry {
     fn name(&self) -> String {
         "no device".to_owned()
+    }
+
+    fn processors(&self) -> usize {
+        132
     }
 
     fn free(&self) -> Result<(usize, usize)> {

@@ -7,6 +7,8 @@
 //! Invariants: after `new` nothing is reserved; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
 //! the host are as old as the last `read_back`.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::Plan;
@@ -15,7 +17,9 @@ use super::head::Head;
 use super::kernels::{Kernels, Qkv, Sorted};
 use super::layout::Layout;
 use super::memory::Arena;
-use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Sizes, Stream};
+use super::pages::{Held, Pool};
+use super::sample::{Cache, Feed, Room};
+use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Rows, Sizes, Stream};
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
 use super::weights::{Vector, Weight, Weights};
@@ -34,11 +38,13 @@ pub struct Purpose {
     pub chunk: usize,
     /// Positions of a sequence, at most.
     pub positions: usize,
+    /// Sampling, if it is wanted.
+    pub sample: Option<Room>,
 }
 
 impl Default for Purpose {
     fn default() -> Self {
-        Purpose { row_tokens: 2048, keep: Keep::All, chunk: 1024, positions: 4096 }
+        Purpose { row_tokens: 2048, keep: Keep::All, chunk: 1024, positions: 4096, sample: None }
     }
 }
 
@@ -79,14 +85,14 @@ impl Shape {
 }
 
 /// What stands below the arena that passes use, and where.
-struct Parts {
-    sizes: Sizes,
+pub(super) struct Parts {
+    pub sizes: Sizes,
     weights: Weights,
-    layers: Vec<Layer>,
-    embed: Weight,
+    pub layers: Vec<Layer>,
+    pub embed: Weight,
     norm: Vector,
-    head: Weight,
-    ropes: Vec<(Address, Address)>,
+    pub head: Weight,
+    pub ropes: Vec<(Address, Address)>,
 }
 
 /// The engine.
@@ -97,6 +103,7 @@ pub struct Engine {
     purpose: Purpose,
     parts: Parts,
     update: Option<Update>,
+    cache: Option<(Cache, Arc<Pool>)>,
     /// Windows that layers have.
     windows: Vec<Option<usize>>,
 }
@@ -151,6 +158,7 @@ impl Parts {
             let prefix = format!("model.layers.{i}.");
             let trained = weights.layout.parts.iter().any(|p| p.updated && p.name.starts_with(&prefix));
             Layer {
+                index: i,
                 place: config.family.norm_place(),
                 norm: norm(names.0),
                 qkv,
@@ -178,20 +186,24 @@ impl Parts {
 
 /// Numbers of the host that a pass needs on the device, one after another.
 #[derive(Default)]
-struct Sheet {
+pub(super) struct Sheet {
     words: Vec<u32>,
 }
 
 impl Sheet {
     /// Where the words will be, from the sheet's beginning.
-    fn put(&mut self, words: &[u32]) -> usize {
+    pub(super) fn put(&mut self, words: &[u32]) -> usize {
         // every place is a multiple of 16 bytes
         self.words.resize(self.words.len().next_multiple_of(4), 0);
         self.words.extend_from_slice(words);
         4 * (self.words.len() - words.len())
     }
 
-    fn write(&self, device: &dyn Driver, at: Address) -> Result<()> {
+    pub(super) fn bytes(&self) -> usize {
+        4 * self.words.len()
+    }
+
+    pub(super) fn write(&self, device: &dyn Driver, at: Address) -> Result<()> {
         let bytes: Vec<u8> = self.words.iter().flat_map(|w| w.to_ne_bytes()).collect();
         // SAFETY: lent for these words
         unsafe { device.write(at, &bytes) }
@@ -231,19 +243,19 @@ struct Row {
 }
 
 /// A forward's end: the rows that predict, added up, and after the final norm.
-struct Ends {
+pub(super) struct Ends {
     sum: Address,
     root: Address,
-    h: Matrix,
+    pub h: Matrix,
 }
 
 /// Work of one pass; with a dry device and arena, the same work without anything done.
-struct Work<'a> {
-    device: &'a dyn Driver,
-    parts: &'a Parts,
-    arena: &'a mut Arena,
-    purpose: &'a Purpose,
-    windows: &'a [Option<usize>],
+pub(super) struct Work<'a> {
+    pub device: &'a dyn Driver,
+    pub parts: &'a Parts,
+    pub arena: &'a mut Arena,
+    pub purpose: &'a Purpose,
+    pub windows: &'a [Option<usize>],
 }
 
 impl<'a> Work<'a> {
@@ -278,7 +290,7 @@ impl<'a> Work<'a> {
             let tiles = Tiles::new(&keys, None, *window);
             plans.push((*window, lists(&mut sheet, &tiles.by_query), lists(&mut sheet, &tiles.by_key)));
         }
-        let base = self.arena.lend(4 * sheet.words.len())?;
+        let base = self.arena.lend(sheet.bytes())?;
         sheet.write(self.device, base)?;
         let two = |(a, b): (usize, usize)| (base.plus(a), base.plus(b));
         let n = ids.len();
@@ -310,7 +322,7 @@ impl<'a> Work<'a> {
             n: row.n,
             ropes: &self.parts.ropes,
             positions: row.positions,
-            plans: &row.plans,
+            attention: Rows::Packed(&row.plans),
         }
     }
 
@@ -343,17 +355,17 @@ impl<'a> Work<'a> {
     }
 
     /// The final norm of the rows that predict.
-    fn ends(&mut self, row: &Row, stream: Stream) -> Result<Ends> {
-        let (hidden, m) = (self.parts.sizes.hidden, row.wanted);
+    pub(super) fn ends(&mut self, (rows, m): (Address, usize), stream: Stream) -> Result<Ends> {
+        let hidden = self.parts.sizes.hidden;
         let mut keep = |bytes| self.arena.keep(bytes);
         let (sum, root, h) = (keep(2 * m * hidden)?, keep(4 * m)?, keep(2 * m * hidden)?);
         let (k, norm, none) = (self.kernels(), self.parts.norm.value, Address::NONE);
-        k.gather_rows(sum, stream.x, row.rows, m, hidden)?;
+        k.gather_rows(sum, stream.x, rows, m, hidden)?;
         let eps = self.parts.sizes.eps;
         if stream.delta == none {
             k.rms_norm(h, root, none, sum, none, none, norm, (m, hidden), eps)?;
         } else {
-            k.gather_rows(h, stream.delta, row.rows, m, hidden)?;
+            k.gather_rows(h, stream.delta, rows, m, hidden)?;
             k.rms_norm(h, root, sum, sum, h, none, norm, (m, hidden), eps)?;
         }
         Ok(Ends { sum, root, h: Matrix::new(h, Element::Bf16, m, hidden) })
@@ -379,7 +391,7 @@ impl<'a> Work<'a> {
 
     fn score(&mut self, row: &Row, temperature: f32) -> Result<Vec<TokenStats>> {
         let (stream, _) = self.forward(row, Keep::Nothing)?;
-        let ends = self.ends(row, stream)?;
+        let ends = self.ends((row.rows, row.wanted), stream)?;
         let head =
             Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
         head.score(self.arena, ends.h, row.targets)
@@ -393,7 +405,7 @@ impl<'a> Work<'a> {
     ) -> Result<Vec<TokenStats>> {
         let (hidden, m, none) = (self.parts.sizes.hidden, row.wanted, Address::NONE);
         let (stream, kept) = self.forward(row, self.purpose.keep)?;
-        let ends = self.ends(row, stream)?;
+        let ends = self.ends((row.rows, row.wanted), stream)?;
         let bytes = 2 * row.n * hidden;
         let d = self.arena.keep(bytes)?;
         let spare = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
@@ -463,8 +475,15 @@ impl Engine {
             0 => None,
             _ => Some(Update::new(&*device, &parts.weights, &mut arena, |_| (1.0, 0.0))?),
         };
+        let cache = match &purpose.sample {
+            None => None,
+            Some(room) => {
+                let cache = Cache::reserve(&*device, &mut arena, parts.layers.len(), parts.sizes.heads, room)?;
+                Some((cache, Pool::new(cache.pages)))
+            }
+        };
         let windows = windows(&parts);
-        Ok(Engine { device, base, arena, purpose, parts, update, windows })
+        Ok(Engine { device, base, arena, purpose, parts, update, cache, windows })
     }
 
     /// Bytes that an engine of this shape reserves: found by doing, without a device, the work of the largest row it takes.
@@ -477,7 +496,12 @@ impl Engine {
         if parts.weights.layout.trained > 0 {
             Update::new(&device, &parts.weights, &mut arena, |_| (1.0, 0.0))?;
         }
+        let cache = match &purpose.sample {
+            None => None,
+            Some(room) => Some(Cache::reserve(&device, &mut arena, parts.layers.len(), parts.sizes.heads, room)?),
+        };
         let windows = windows(&parts);
+        let (kept, lent) = (arena.kept(), arena.lent());
         let mut work = Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows };
         let n = purpose.row_tokens;
         let ids: Vec<u32> = (0..n).map(|i| (i % shape.config.vocab_size) as u32).collect();
@@ -489,6 +513,11 @@ impl Engine {
             work.score(&row, 1.0)?;
         }
         work.merge()?;
+        if let (Some(cache), Some(room)) = (&cache, &purpose.sample) {
+            work.arena.reset(kept);
+            work.arena.forget(lent);
+            work.largest(cache, room)?;
+        }
         Ok(arena.peak())
     }
 
@@ -592,6 +621,37 @@ impl Engine {
         self.pass(|work| {
             let row = work.row(ids, packing, targets)?;
             work.score(&row, temperature)
+        })
+    }
+
+    /// An empty sequence.
+    ///
+    /// # Panics
+    /// When the engine was not made for sampling: a bug in the caller.
+    pub fn sequence(&self) -> Held {
+        match &self.cache {
+            Some((_, pool)) => Held::new(pool),
+            None => panic!("BUG: a sequence of an engine that does not sample"),
+        }
+    }
+
+    /// New tokens of sequences, and the logits (m, v), row after row, of those that want them.
+    ///
+    /// # Errors
+    /// When no page is left or a sequence grows too long, and then no sequence has changed; the device's.
+    ///
+    /// # Panics
+    /// As [`Engine::sequence`].
+    pub fn advance(&mut self, feeds: &mut [Feed<'_>]) -> Result<Vec<f32>> {
+        let Some((cache, _)) = self.cache.clone() else { panic!("BUG: a step of an engine that does not sample") };
+        self.pass(|work| {
+            let Some(logits) = work.advance(&cache, feeds)? else { return Ok(Vec::new()) };
+            let mut bytes = vec![0; logits.bytes()];
+            // SAFETY: as long as the matrix
+            unsafe { work.device.read(logits.at, &mut bytes)? };
+            let float = |b: &[u8]| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]);
+            let rows = bytes.chunks(4 * logits.stride);
+            Ok(rows.flat_map(|row| row.chunks_exact(4).take(logits.columns).map(float)).collect())
         })
     }
 

@@ -9,6 +9,7 @@
 //! of its source; rows are tokens, matrices are row-major; equal inputs give equal bits on the same device.
 
 pub mod attention;
+pub mod cached;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;
@@ -17,6 +18,8 @@ pub mod head;
 pub mod kernels;
 pub mod layout;
 pub mod memory;
+pub mod pages;
+pub mod sample;
 pub mod tape;
 pub mod tiles;
 pub mod update;

@@ -28,6 +28,11 @@ impl Pool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Pages that nobody holds.
+    pub fn free(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Pages that somebody holds.
     pub fn held(&self) -> usize {
         self.all - self.lock().len()
@@ -79,6 +84,11 @@ impl Held {
         self.len == 0
     }
 
+    /// Pages that are left.
+    pub fn free(&self) -> usize {
+        self.pool.free()
+    }
+
     /// Pages in order.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
         self.pages.iter().map(|page| page.id)
@@ -90,22 +100,29 @@ impl Held {
         self.pages.truncate(self.len.div_ceil(PAGE));
     }
 
+    /// The last page is not full, and others hold it.
+    fn shares(&self) -> bool {
+        !self.len.is_multiple_of(PAGE) && self.pages.last().is_some_and(|page| Arc::strong_count(page) > 1)
+    }
+
+    /// Pages that [`Held::grow`] takes from the pool.
+    pub fn needs(&self, new: usize) -> usize {
+        (self.len + new).div_ceil(PAGE) - self.pages.len() + usize::from(new > 0 && self.shares())
+    }
+
     /// Room for `new` tokens more. A last page that is not full and that others hold too is replaced by one that its tokens
     /// are to be copied to.
     ///
     /// # Errors
     /// When no page is left; nothing was changed then.
     pub fn grow(&mut self, new: usize) -> Result<Option<Copied>> {
-        let wanted = (self.len + new).div_ceil(PAGE);
-        let shared = !self.len.is_multiple_of(PAGE)
-            && new > 0
-            && self.pages.last().is_some_and(|page| Arc::strong_count(page) > 1);
         let mut fresh = Vec::new();
-        for _ in 0..wanted - self.pages.len() + usize::from(shared) {
+        for _ in 0..self.needs(new) {
             fresh.push(self.pool.take()?);
         }
         let mut copied = None;
-        if shared
+        if new > 0
+            && self.shares()
             && let (Some(old), Some(new)) = (self.pages.pop(), fresh.first())
         {
             copied = Some((old.id, new.id));

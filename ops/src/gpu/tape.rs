@@ -10,6 +10,7 @@
 use candle_core::Result;
 
 use super::attention::{Attend, Plan};
+use super::cached::Cached;
 use super::driver::{Address, Driver, Element, Matrix, Product};
 use super::kernels::{Kernels, Qkv, Turn};
 use super::memory::Arena;
@@ -56,6 +57,8 @@ pub struct Linear {
 /// A block's parameters.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// Counted from 0.
+    pub index: usize,
     pub place: NormPlace,
     pub norm: Vector,
     pub qkv: Linear,
@@ -124,8 +127,16 @@ pub struct Pass<'a> {
     pub ropes: &'a [(Address, Address)],
     /// (n)
     pub positions: Address,
-    /// Of layers that see everything, and of those that slide.
-    pub plans: &'a [(Option<usize>, Plan)],
+    pub attention: Rows<'a>,
+}
+
+/// What rows attend to.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// One another: plans by the window that layers have.
+    Packed(&'a [(Option<usize>, Plan)]),
+    /// What is in pages. There is no backward.
+    Cached(&'a Cached),
 }
 
 impl<'a> Pass<'a> {
@@ -152,8 +163,10 @@ impl<'a> Pass<'a> {
         Turn { norms, whole: self.sizes.whole, eps: self.sizes.eps, cos, sin, positions: self.positions }
     }
 
-    fn attend(&self, layer: &Layer, qkv: Address) -> Attend {
-        let plan = self.plans.iter().find(|(window, _)| *window == layer.window);
+    /// Attention of packed rows.
+    fn packed(&self, layer: &Layer, qkv: Address) -> Attend {
+        let Rows::Packed(plans) = self.attention else { panic!("BUG: rows over pages have no backward") };
+        let plan = plans.iter().find(|(window, _)| *window == layer.window);
         let Some((_, plan)) = plan else { panic!("BUG: there is no plan for a window of {:?}", layer.window) };
         Attend::packed(qkv, self.sizes.heads, layer.window, plan)
     }
@@ -276,8 +289,17 @@ impl<'a> Pass<'a> {
             unsafe { self.device.copy(x, stream.x, hidden)? };
         }
         self.linear(&layer.qkv, if before { h } else { x }, qkv)?;
-        k.norm_rotate(turned, qkv, heads, &self.turn(layer), None, n)?;
-        self.attend(layer, turned).forward(self.device, attended, lse)?;
+        let turn = self.turn(layer);
+        match self.attention {
+            Rows::Packed(_) => {
+                k.norm_rotate(turned, qkv, heads, &turn, None, n)?;
+                self.packed(layer, turned).forward(self.device, attended, lse)?;
+            }
+            Rows::Cached(cached) => {
+                k.norm_rotate(turned, qkv, heads, &turn, Some(cached.pages(layer.index)), n)?;
+                cached.forward(self.device, turned, attended, heads, (layer.index, layer.window))?;
+            }
+        }
         let y = match after {
             Some((y, _)) => y,
             None => h,
@@ -396,7 +418,7 @@ impl<'a> Pass<'a> {
         let (turned, dturned) = (self.arena.lend(width)?, self.arena.lend(width)?);
         let turn = self.turn(layer);
         k.norm_rotate(turned, s.qkv, heads, &turn, None, n)?;
-        let attend = self.attend(layer, turned);
+        let attend = self.packed(layer, turned);
         let inner = self.arena.lent();
         let delta = self.arena.lend(4 * n * heads.h)?;
         attend.backward(self.device, dturned, dattended, s.attended, s.lse, delta)?;

@@ -145,6 +145,10 @@ impl Driver for Machine {
         "a processor that emulates the kernels".to_owned()
     }
 
+    fn processors(&self) -> usize {
+        6
+    }
+
     fn free(&self) -> Result<(usize, usize)> {
         Ok((1 << 30, 1 << 30))
     }

@@ -1,0 +1,254 @@
+//! New tokens of sequences through the model, over pages of keys and values.
+//!
+//! Invariants: a step either goes through for all its sequences or leaves them as they were; the largest step that was planned for
+//! fits.
+
+use candle_core::{Result, bail};
+
+use super::attention::Plan;
+use super::cached::{Batch, Cached, Caches, Reading, Readings};
+use super::driver::{Address, Driver, Element, Matrix, Product};
+use super::engine::{Sheet, Work};
+use super::kernels::{Kernels, Qkv};
+use super::memory::Arena;
+use super::pages::{Copied, Held, PAGE, Pool};
+use super::tape::{Keep, Pass, Rows, Stream};
+use super::tiles::{Keys, Tiles};
+use crate::nn::Packing;
+
+/// How much sampling does at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Sequences in a step.
+    pub rows: usize,
+    /// New tokens in a step, beside one for each sequence.
+    pub chunk: usize,
+    /// Tokens that are in pages at once.
+    pub tokens: usize,
+    /// Tokens of the sequences that read several in one step, with those they have.
+    pub reading: usize,
+}
+
+/// One sequence's part in a step.
+pub struct Feed<'a> {
+    pub held: &'a mut Held,
+    pub new: &'a [u32],
+    /// Logits after the last new token are wanted.
+    pub logits: bool,
+}
+
+/// Where pages are, and what decoding works in.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache {
+    pub caches: Caches,
+    pub pages: usize,
+    parts: Address,
+    stats: Address,
+    done: Address,
+}
+
+/// Bytes of a page in all layers, keys and values.
+pub fn page_bytes(layers: usize, heads: Qkv) -> usize {
+    layers * 2 * 2 * PAGE * heads.hk * heads.d
+}
+
+impl Cache {
+    /// Room for pages of all layers.
+    ///
+    /// # Errors
+    /// When it does not fit; the device's.
+    pub fn reserve(
+        device: &dyn Driver,
+        arena: &mut Arena,
+        layers: usize,
+        heads: Qkv,
+        room: &Room,
+    ) -> Result<Cache> {
+        // a sequence's last page is seldom full
+        let pages = room.tokens.div_ceil(PAGE) + room.rows;
+        let layer = 2 * pages * PAGE * heads.hk * heads.d;
+        let (k, v) = (arena.keep(layers * layer)?, arena.keep(layers * layer)?);
+        let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, heads, device.processors()), heads);
+        let sizes = (1..=room.rows).map(most).fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
+        let (parts, stats, done) = (arena.keep(sizes.0)?, arena.keep(sizes.1)?, arena.keep(sizes.2)?);
+        // SAFETY: just reserved; what pages hold before they are written is read by nobody, but must be finite where it is
+        // multiplied by 0
+        unsafe {
+            device.clear(done, sizes.2)?;
+            device.clear(k, layers * layer)?;
+            device.clear(v, layers * layer)?;
+        }
+        Ok(Cache { caches: Caches { k, v, layer }, pages, parts, stats, done })
+    }
+
+    /// Copies a page in all layers.
+    fn copy(&self, device: &dyn Driver, layers: usize, (from, to): Copied) -> Result<()> {
+        let page = self.caches.layer / self.pages;
+        for layer in 0..layers {
+            for base in [self.caches.k, self.caches.v] {
+                let base = base.plus(layer * self.caches.layer);
+                // SAFETY: both pages are of this cache
+                unsafe { device.copy(base.plus(to as usize * page), base.plus(from as usize * page), page)? };
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Work<'_> {
+    /// The largest step, for finding out how much memory it needs: all sequences read, as long as all pages together.
+    pub(super) fn largest(&mut self, cache: &Cache, room: &Room) -> Result<()> {
+        let pool = Pool::new(cache.pages);
+        let new = vec![0; room.chunk.max(1) + room.rows];
+        let mut one = Held::new(&pool);
+        // a sequence that has read most of what may be read again at once, and the rest of the step new
+        one.grow(room.reading.max(new.len()) - new.len())?;
+        let mut feeds = vec![Feed { held: &mut one, new: &new, logits: true }];
+        self.advance(cache, &mut feeds)?;
+        // logits of all
+        let v = self.parts.head.value.rows.next_multiple_of(8);
+        self.arena.keep(4 * room.rows * v)?;
+        Ok(())
+    }
+
+    /// One step. Returns the logits (m, stride), float32, of the m sequences that want them, in order, which live until the
+    /// arena is reset.
+    pub(super) fn advance(&mut self, cache: &Cache, feeds: &mut [Feed<'_>]) -> Result<Option<Matrix>> {
+        let sizes = self.parts.sizes;
+        let heads = sizes.heads;
+        // 1. room for the new tokens, in all sequences or none
+        let lens: Vec<usize> = feeds.iter().map(|f| f.held.len()).collect();
+        for (feed, len) in feeds.iter().zip(&lens) {
+            assert!(!feed.new.is_empty(), "BUG: a sequence was extended by no token");
+            let (end, most) = (len + feed.new.len(), self.purpose.positions);
+            if end > most {
+                bail!("a sequence of {end} tokens, expected {most} at most: the device was made ready for no more");
+            }
+        }
+        let needed: usize = feeds.iter().map(|f| f.held.needs(f.new.len())).sum();
+        let free = feeds.first().map_or(0, |f| f.held.free());
+        if needed > free {
+            bail!("{needed} pages of keys and values are needed and {free} are free: sample fewer sequences at once");
+        }
+        for feed in feeds.iter_mut() {
+            if let Some(copied) = feed.held.grow(feed.new.len())? {
+                cache.copy(self.device, self.parts.layers.len(), copied)?;
+            }
+        }
+        // 2. the rows: first those of sequences with one new token
+        let mut order: Vec<usize> = (0..feeds.len()).filter(|i| feeds[*i].new.len() == 1).collect();
+        let rows = order.len();
+        order.extend((0..feeds.len()).filter(|i| feeds[*i].new.len() > 1));
+        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut last = vec![0; feeds.len()];
+        for i in &order {
+            let feed = &feeds[*i];
+            ids.extend_from_slice(feed.new);
+            for token in lens[*i]..lens[*i] + feed.new.len() {
+                positions.push(token as u32);
+                slots.push(feed.held.slot(token));
+            }
+            last[*i] = ids.len() as u32 - 1;
+        }
+        let n = ids.len();
+        let wanted: Vec<u32> = feeds.iter().zip(&last).filter(|(f, _)| f.logits).map(|(_, row)| *row).collect();
+        let mut sheet = Sheet::default();
+        let (ids_at, positions_at, slots_at) = (sheet.put(&ids), sheet.put(&positions), sheet.put(&slots));
+        let wanted_at = sheet.put(&wanted);
+        // 3. pages of those that decode, and of those that read
+        let max_pages = order[..rows].iter().map(|i| feeds[*i].held.ids().count()).max().unwrap_or(0);
+        let (mut table, mut lengths) = (Vec::with_capacity(rows * max_pages), Vec::with_capacity(rows));
+        for i in &order[..rows] {
+            table.extend(feeds[*i].held.ids());
+            lengths.push(feeds[*i].held.len() as u32);
+            table.resize(lengths.len() * max_pages, 0);
+        }
+        let (table_at, lengths_at) = (sheet.put(&table), sheet.put(&lengths));
+        let mut packing = Packing::new();
+        let mut at = Vec::new();
+        let mut reading = Vec::new();
+        for i in &order[rows..] {
+            let (first, tokens) = (packing.len(), feeds[*i].held.len());
+            packing.root(tokens);
+            at.extend((first + lens[*i]..first + tokens).map(|row| row as u32));
+            let pages: Vec<u32> = feeds[*i].held.ids().collect();
+            reading.push((sheet.put(&pages), first, tokens));
+        }
+        let keys = Keys::of(&packing);
+        let mut plans = Vec::new();
+        if !reading.is_empty() {
+            let (at_at, vis, positions) = (sheet.put(&at), sheet.put(&keys.vis_end), sheet.put(&keys.positions));
+            for window in self.windows {
+                let lists = Tiles::new(&keys, Some(&at), *window).by_query;
+                let lists = (sheet.put(&lists.first), sheet.put(&lists.tiles));
+                plans.push((*window, at_at, vis, positions, lists));
+            }
+        }
+        let base = self.arena.lend(sheet.bytes())?;
+        sheet.write(self.device, base)?;
+        let batch = (rows > 0).then(|| Batch {
+            rows,
+            pages: base.plus(table_at),
+            max_pages,
+            lengths: base.plus(lengths_at),
+            splits: Batch::splits(rows, heads, self.device.processors()),
+            parts: cache.parts,
+            stats: cache.stats,
+            done: cache.done,
+        });
+        let readings = match reading.is_empty() {
+            true => None,
+            false => {
+                let bytes = 2 * keys.len() * heads.hk * heads.d;
+                let none = Address::NONE;
+                let plan = |(window, at_at, vis, positions, (first, tiles)): (Option<usize>, _, _, _, _)| {
+                    let (at_at, by_query) = (base.plus(at_at), (base.plus(first), base.plus(tiles)));
+                    let (vis_end, positions) = (base.plus(vis), base.plus(positions));
+                    let (n_q, n_k) = (at.len(), keys.len());
+                    (window, Plan { n_q, n_k, at: at_at, vis_end, positions, by_query, by_key: (none, none) })
+                };
+                let sequence =
+                    |(pages, first, tokens): (usize, usize, usize)| Reading { pages: base.plus(pages), first, tokens };
+                Some(Readings {
+                    sequences: reading.into_iter().map(sequence).collect(),
+                    plans: plans.into_iter().map(plan).collect(),
+                    k: self.arena.lend(bytes)?,
+                    v: self.arena.lend(bytes)?,
+                    lse: self.arena.lend(4 * heads.h * at.len())?,
+                })
+            }
+        };
+        let cached = Cached { caches: cache.caches, slots: base.plus(slots_at), batch, readings };
+        // 4. the model
+        let bytes = 2 * n * sizes.hidden;
+        let out = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
+        let (kernels, table) = (Kernels(self.device), self.parts.embed.value);
+        kernels.gather_rows(out.x, table.at, base.plus(ids_at), n, table.columns)?;
+        let mut stream = Stream { x: out.x, delta: Address::NONE };
+        let parts = self.parts;
+        let mut pass = Pass {
+            device: self.device,
+            arena: self.arena,
+            sizes,
+            n,
+            ropes: &parts.ropes,
+            positions: base.plus(positions_at),
+            attention: Rows::Cached(&cached),
+        };
+        for layer in &parts.layers {
+            stream = pass.forward(layer, stream, out, Keep::Nothing)?.0;
+        }
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        // 5. the head, for those who want it
+        let ends = self.ends((base.plus(wanted_at), wanted.len()), stream)?;
+        let v = parts.head.value.rows;
+        let stride = v.next_multiple_of(8);
+        let at = self.arena.keep(4 * wanted.len() * stride)?;
+        let logits = Matrix { at, element: Element::F32, rows: wanted.len(), columns: v, stride };
+        // SAFETY: kept for this product
+        unsafe { self.device.product(&Product::rows(ends.h, parts.head.value, logits))? };
+        Ok(Some(logits))
+    }
+}
