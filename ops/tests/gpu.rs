@@ -150,7 +150,7 @@ fn a_pass_over_packed_trees_is_the_processors_in_every_family() {
             let want: Vec<f32> = p.grad.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let got = engine.gradient(&p.name).unwrap().unwrap();
             let off = distance(&got, &want);
-            assert!(off < 0.04, "{name} {d}: gradient of {} is {off:.3} off", p.name);
+            assert!(off < 0.06, "{name} {d}: gradient of {} is {off:.3} off", p.name);
         }
     }
 }
@@ -203,7 +203,7 @@ fn tokens_one_by_one_in_chunks_and_from_a_shared_beginning_have_the_logits_of_a_
         let want: Vec<Vec<f32>> = model.logits(&ids, &Packing::single(90)).unwrap().to_vec2().unwrap();
         let close = |got: &[f32], row: usize, how: &str| {
             let off = distance(got, &want[row]);
-            assert!(off < 0.02, "{} {how}: logits of row {row} are {off:.4} off", config["model_type"]);
+            assert!(off < 0.03, "{} {how}: logits of row {row} are {off:.4} off", config["model_type"]);
         };
         // a prompt, and another that begins alike
         let mut a = engine.sequence();
@@ -252,16 +252,17 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
         }
         let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, ..Purpose::default() };
         let mut engine = engine(device, &model, purpose);
-        let rule = AdamW { clip: 0.5, weight_decay: 0.0, ..AdamW::default() };
+        // an eps that is large beside gradients: a step in the direction of the moment, in which rounding stays small
+        let rule = AdamW { clip: 0.5, weight_decay: 0.0, eps: 1.0, ..AdamW::default() };
         let mut optimizer = Optimizer::new(rule);
         let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
         let before: Vec<Vec<f32>> = model.params().iter().map(|p| numbers(&p.value)).collect();
         for step in 1..=3 {
             model.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
             engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
-            let want = optimizer.step(&mut model, 1e-2).unwrap();
+            let want = optimizer.step(&mut model, 0.5).unwrap();
             let on = Rule { beta1: rule.beta1, beta2: rule.beta2, eps: rule.eps, clip: rule.clip };
-            let got = engine.update(&on, 1e-2, step).unwrap().unwrap();
+            let got = engine.update(&on, 0.5, step).unwrap().unwrap();
             assert!((got - want).abs() < 0.03 * want, "norm {got}, expected {want}");
         }
         for (p, before) in model.params().into_iter().zip(&before) {
@@ -272,7 +273,7 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
                 continue;
             }
             let off = distance(&moved(&got), &moved(&want));
-            assert!(off < 0.15, "{} moved {off:.3} of its way elsewhere", p.name);
+            assert!(off < 0.08, "{} moved {off:.3} of its way elsewhere", p.name);
         }
         // what products read has followed
         let (want, got) = (
