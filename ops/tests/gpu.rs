@@ -91,7 +91,7 @@ fn model(config: &Value, d: usize, seed: u64) -> Model {
 
 fn engine(device: Machine, model: &Model, purpose: Purpose) -> Engine {
     let shape = Shape::of(model);
-    let mut engine = Engine::new(Box::new(device), &shape, purpose).unwrap();
+    let mut engine = Engine::new(std::sync::Arc::new(device), &shape, purpose).unwrap();
     model.params().into_iter().for_each(|p| engine.write(&p.name, &p.value).unwrap());
     engine.written().unwrap();
     engine

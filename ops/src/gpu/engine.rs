@@ -97,7 +97,7 @@ pub(super) struct Parts {
 
 /// The engine.
 pub struct Engine {
-    device: Box<dyn Driver>,
+    device: Arc<dyn Driver>,
     base: Address,
     arena: Arena,
     purpose: Purpose,
@@ -371,6 +371,27 @@ impl<'a> Work<'a> {
         Ok(Ends { sum, root, h: Matrix::new(h, Element::Bf16, m, hidden) })
     }
 
+    /// Logits of all rows, chunk by chunk to the host.
+    fn logits(&mut self, row: &Row) -> Result<Vec<f32>> {
+        let (stream, _) = self.forward(row, Keep::Nothing)?;
+        let ends = self.ends((row.rows, row.wanted), stream)?;
+        let (w, chunk) = (self.parts.head.value, self.purpose.chunk);
+        let at = self.arena.lend(4 * chunk.min(row.wanted) * w.rows)?;
+        let mut out = Vec::with_capacity(row.wanted * w.rows);
+        for first in (0..row.wanted).step_by(chunk) {
+            let rows = chunk.min(row.wanted - first);
+            let logits = Matrix::new(at, Element::F32, rows, w.rows);
+            let mut bytes = vec![0; logits.bytes()];
+            // SAFETY: lent for these rows
+            unsafe {
+                self.device.product(&Product::rows(ends.h.rows(first, rows), w, logits))?;
+                self.device.read(at, &mut bytes)?;
+            }
+            out.extend(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+        }
+        Ok(out)
+    }
+
     fn merge(&mut self) -> Result<()> {
         for layer in &self.parts.layers {
             for linear in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down] {
@@ -444,7 +465,7 @@ impl Engine {
     ///
     /// # Errors
     /// When it does not fit, with what is missing; sizes that the kernels do not take; the device's.
-    pub fn new(device: Box<dyn Driver>, shape: &Shape, purpose: Purpose) -> Result<Engine> {
+    pub fn new(device: Arc<dyn Driver>, shape: &Shape, purpose: Purpose) -> Result<Engine> {
         let needed = Engine::needs(shape, &purpose)?;
         let (free, all) = device.free()?;
         if needed > free {
@@ -624,6 +645,18 @@ impl Engine {
         })
     }
 
+    /// As [`crate::model::Model::logits`]: rows of v, one after another.
+    ///
+    /// # Errors
+    /// As [`Engine::train`].
+    pub fn logits(&mut self, ids: &[u32], packing: &Packing) -> Result<Vec<f32>> {
+        let targets: Vec<Target> = (0..ids.len() as u32).map(|row| Target { row, id: 0 }).collect();
+        self.pass(|work| {
+            let row = work.row(ids, packing, &targets)?;
+            work.logits(&row)
+        })
+    }
+
     /// An empty sequence.
     ///
     /// # Panics
@@ -653,6 +686,33 @@ impl Engine {
             let rows = bytes.chunks(4 * logits.stride);
             Ok(rows.flat_map(|row| row.chunks_exact(4).take(logits.columns).map(float)).collect())
         })
+    }
+
+    /// Sets factors of learning rates and weight decays by name.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn set_groups(&mut self, settings: impl Fn(&str) -> (f64, f32)) -> Result<()> {
+        match &mut self.update {
+            Some(update) => update.set(&*self.device, settings),
+            None => Ok(()),
+        }
+    }
+
+    /// First and second moments of a trained parameter.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn moments(&self, name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.parts.weights.moments(&*self.device, name)
+    }
+
+    /// As [`Engine::moments`], the other way.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn write_moments(&self, name: &str, m: &Tensor, v: &Tensor) -> Result<()> {
+        self.parts.weights.write_moments(&*self.device, name, m, v)
     }
 
     /// One optimizer step; see [`Update::step`].

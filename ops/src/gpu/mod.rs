@@ -25,4 +25,4 @@ pub mod tiles;
 pub mod update;
 pub mod weights;
 
-pub use driver::{Address, Arg, Driver, Element, Launch, Product};
+pub use driver::Driver;

@@ -58,6 +58,7 @@ pub struct Rule {
 /// The optimizer on the device.
 pub struct Update {
     segments: Address,
+    table: Vec<Segment>,
     names: Vec<String>,
     chunks: usize,
     partial: Address,
@@ -75,13 +76,31 @@ impl Update {
         arena: &mut Arena,
         settings: impl Fn(&str) -> (f64, f32),
     ) -> Result<Update> {
-        let (segments, names) = segments(&weights.layout, |part| weights.copy(part), settings);
-        let chunks = segments.last().map_or(0, |last| last.first as usize + (last.length as usize).div_ceil(CHUNK));
-        let at = arena.keep(size_of_val(segments.as_slice()))?;
+        let (table, names) = segments(&weights.layout, |part| weights.copy(part), settings);
+        let chunks = table.last().map_or(0, |last| last.first as usize + (last.length as usize).div_ceil(CHUNK));
+        let segments = arena.keep(size_of_val(table.as_slice()))?;
         let (partial, step) = (arena.keep(8 * chunks)?, arena.keep(size_of::<Step>())?);
         // SAFETY: just reserved
-        unsafe { device.write(at, bytes(&segments))? };
-        Ok(Update { segments: at, names, chunks, partial, step })
+        unsafe { device.write(segments, bytes(&table))? };
+        Ok(Update { segments, table, names, chunks, partial, step })
+    }
+
+    /// Other factors of learning rates and weight decays.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn set(&mut self, device: &dyn Driver, settings: impl Fn(&str) -> (f64, f32)) -> Result<()> {
+        let mut changed = false;
+        for (segment, name) in self.table.iter_mut().zip(&self.names) {
+            let (rate, decay) = settings(name);
+            changed |= (segment.rate, segment.decay) != (rate, decay);
+            (segment.rate, segment.decay) = (rate, decay);
+        }
+        match changed {
+            // SAFETY: the table's own place
+            true => unsafe { device.write(self.segments, bytes(&self.table)) },
+            false => Ok(()),
+        }
     }
 
     /// One update, the `number`-th from 1. Returns the global norm before clipping, or the name of a parameter whose gradient is

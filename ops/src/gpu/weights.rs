@@ -152,6 +152,39 @@ impl Weights {
         floats(device, self.flat.grad.plus(4 * span.at), span.len).map(Some)
     }
 
+    fn trained(&self, name: &str) -> Span {
+        match self.layout.part(name).trained {
+            Some(span) => span,
+            None => panic!("BUG: `{name}` is not trained and has no moments"),
+        }
+    }
+
+    /// First and second moments of a trained parameter.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn moments(&self, device: &dyn Driver, name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+        let span = self.trained(name);
+        let read = |base: Address| floats(device, base.plus(4 * span.at), span.len);
+        Ok((read(self.flat.m)?, read(self.flat.v)?))
+    }
+
+    /// As [`Weights::moments`], the other way.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn write_moments(&self, device: &dyn Driver, name: &str, m: &Tensor, v: &Tensor) -> Result<()> {
+        let span = self.trained(name);
+        for (base, moment) in [(self.flat.m, m), (self.flat.v, v)] {
+            let numbers: Vec<f32> = moment.flatten_all()?.to_vec1()?;
+            assert_eq!(numbers.len(), span.len, "BUG: a moment of `{name}` has another size");
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_ne_bytes()).collect();
+            // SAFETY: the span is this parameter's own
+            unsafe { device.write(base.plus(4 * span.at), &bytes)? };
+        }
+        Ok(())
+    }
+
     /// A parameter as it would be saved: its master where it is trained, else what is read of it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 mod config;
 mod decoder;
 mod family;
+pub mod gpu;
 mod io;
 pub mod lora;
 pub mod rope;

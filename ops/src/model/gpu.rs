@@ -1,0 +1,130 @@
+//! A model whose passes run on a GPU: its tensors stay on the host, and an engine holds what the device computes with.
+//!
+//! Invariants: the engine is made when something is first computed, for the model as it is then, and again when what is trained in
+//! it has changed; parameters that the host has changed are written before the next pass; those that the device has changed are
+//! read by [`Model::read_back`], before which the host's are old.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Device, Result, Tensor};
+
+use super::Model;
+use crate::gpu::Driver;
+use crate::gpu::engine::{Engine, Purpose, Shape};
+
+/// Where a model's passes run.
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    /// What the engine will be made for.
+    pub purpose: Purpose,
+    state: Mutex<Option<State>>,
+}
+
+pub(super) struct State {
+    pub engine: Engine,
+    /// (version, trained) of each parameter as the engine has it.
+    known: Vec<(u64, bool)>,
+    /// The device has changed what is trained.
+    ahead: bool,
+}
+
+impl Gpu {
+    pub fn new(driver: Arc<dyn Driver>) -> Gpu {
+        Gpu { driver, purpose: Purpose::default(), state: Mutex::default() }
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Model {
+    /// Runs passes on a device from here on.
+    pub fn set_gpu(&mut self, driver: Arc<dyn Driver>) {
+        self.gpu = Some(Gpu::new(driver));
+    }
+
+    /// Where passes run, if not on the host; to say what for before the first.
+    pub fn gpu_mut(&mut self) -> Option<&mut Gpu> {
+        self.gpu.as_mut()
+    }
+
+    /// Does something with the engine, `None` where passes run on the host.
+    pub(super) fn on_gpu<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Option<Result<T>> {
+        let gpu = self.gpu.as_ref()?;
+        let mut state = gpu.lock();
+        Some(self.ready(gpu, &mut state).and_then(work))
+    }
+
+    /// The engine, made or brought up to date.
+    fn ready<'s>(&self, gpu: &Gpu, state: &'s mut Option<State>) -> Result<&'s mut State> {
+        let params = self.params();
+        let now: Vec<(u64, bool)> = params.iter().map(|p| (p.version(), p.trainable)).collect();
+        let same = |s: &State| s.known.len() == now.len() && s.known.iter().zip(&now).all(|(a, b)| a.1 == b.1);
+        if state.as_ref().is_some_and(|s| !same(s)) {
+            *state = None; // the memory first
+        }
+        let state = match state {
+            Some(state) => state,
+            None => {
+                let engine = Engine::new(gpu.driver.clone(), &Shape::of(self), gpu.purpose)?;
+                state.insert(State { engine, known: vec![(u64::MAX, false); now.len()], ahead: false })
+            }
+        };
+        let mut written = false;
+        for ((p, known), now) in params.iter().zip(&mut state.known).zip(&now) {
+            if known.0 != now.0 {
+                state.engine.write(&p.name, &p.value)?;
+                written = true;
+            }
+            *known = *now;
+        }
+        if written {
+            state.engine.written()?;
+        }
+        Ok(state)
+    }
+
+    /// Brings parameters that the device has changed to the host.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_back(&mut self) -> Result<()> {
+        let Some(gpu) = self.gpu.take() else { return Ok(()) };
+        let done = self.read_from(&gpu);
+        self.gpu = Some(gpu);
+        done
+    }
+
+    fn read_from(&mut self, gpu: &Gpu) -> Result<()> {
+        let mut state = gpu.lock();
+        let Some(state) = state.as_mut().filter(|state| state.ahead) else { return Ok(()) };
+        for (p, known) in self.params_mut().into_iter().zip(&mut state.known) {
+            if p.trainable {
+                p.value = Tensor::from_vec(state.engine.read(&p.name)?, p.value.shape(), &Device::Cpu)?;
+                p.changed();
+                known.0 = p.version();
+            }
+        }
+        state.ahead = false;
+        Ok(())
+    }
+
+    /// An update on the device; see [`Engine::update`].
+    pub(crate) fn update_on_gpu<T>(&self, work: impl FnOnce(&mut Engine) -> Result<T>) -> Option<Result<T>> {
+        self.on_gpu(|state| {
+            state.ahead = true;
+            work(&mut state.engine)
+        })
+    }
+
+    /// Something that changes no parameter.
+    pub(crate) fn ask_gpu<T>(&self, work: impl FnOnce(&mut Engine) -> Result<T>) -> Option<Result<T>> {
+        self.on_gpu(|state| work(&mut state.engine))
+    }
+}
