@@ -87,10 +87,12 @@ pub struct Reading {
     pub tokens: usize,
 }
 
-/// Sequences with several new tokens.
+/// Some sequences with several new tokens, as many as there is room to read.
 #[derive(Clone, Debug)]
 pub struct Readings {
     pub sequences: Vec<Reading>,
+    /// The first of their rows.
+    pub from: usize,
     pub plans: Vec<(Option<usize>, Plan)>,
     /// (keys, hk d) each, bf16
     pub k: Address,
@@ -106,7 +108,7 @@ pub struct Cached {
     /// (n)
     pub slots: Address,
     pub batch: Option<Batch>,
-    pub readings: Option<Readings>,
+    pub readings: Vec<Readings>,
 }
 
 impl Cached {
@@ -126,11 +128,23 @@ impl Cached {
         (layer, window): (usize, Option<usize>),
     ) -> Result<()> {
         let pages = self.pages(layer);
-        let from = self.batch.map_or(0, |batch| batch.rows);
         if let Some(batch) = self.batch {
             decode(device, turned, out, heads, window, (pages, batch))?;
         }
-        let Some(r) = &self.readings else { return Ok(()) };
+        for readings in &self.readings {
+            self.read(device, readings, (turned, out), heads, (pages, window))?;
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        device: &dyn Driver,
+        r: &Readings,
+        (turned, out): (Address, Address),
+        heads: Qkv,
+        (pages, window): (Pages, Option<usize>),
+    ) -> Result<()> {
         let width = heads.hk * heads.d;
         for s in &r.sequences {
             let to = 2 * s.first * width;
@@ -151,9 +165,9 @@ impl Cached {
         let Some((_, plan)) = r.plans.iter().find(|(of, _)| *of == window) else {
             panic!("BUG: there is no plan for a window of {window:?}")
         };
-        let q = turned.plus(2 * from * heads.width());
+        let q = turned.plus(2 * r.from * heads.width());
         let attend = Attend::new((q, heads.width()), (r.k, width), (r.v, width), heads, window, plan);
-        attend.forward(device, out.plus(2 * from * heads.h * heads.d), r.lse)
+        attend.forward(device, out.plus(2 * r.from * heads.h * heads.d), r.lse)
     }
 }
 

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::attention::Plan;
+use super::attention::Plan as Attention;
 use super::driver::{Address, Driver, Dry, Element, Matrix, Product};
 use super::head::Head;
 use super::kernels::{Kernels, Qkv, Sorted};
 use super::layout::Layout;
-use super::memory::Arena;
-use super::pages::{Held, Pool};
-use super::sample::{Cache, Feed, Room};
+use super::memory::{Arena, Mark};
+use super::pages::{Held, PAGE, Pool};
+use super::sample::{Cache, Feed, Room, page_bytes};
 use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Rows, Sizes, Stream};
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
@@ -100,10 +100,16 @@ pub struct Engine {
     device: Arc<dyn Driver>,
     base: Address,
     arena: Arena,
+    plan: Plan,
     purpose: Purpose,
     parts: Parts,
     update: Option<Update>,
     cache: Option<(Cache, Arc<Pool>)>,
+    /// What stands below all passes, and below those that sample.
+    floor: Mark,
+    ceiling: Mark,
+    /// Nothing but pages was written where pages stand.
+    clean: bool,
     /// Windows that layers have.
     windows: Vec<Option<usize>>,
 }
@@ -230,7 +236,7 @@ struct Row {
     n: usize,
     ids: Address,
     positions: Address,
-    plans: Vec<(Option<usize>, Plan)>,
+    plans: Vec<(Option<usize>, Attention)>,
     /// Rows that predict, their targets, and the former by row.
     rows: Address,
     targets: Address,
@@ -297,7 +303,7 @@ impl<'a> Work<'a> {
         let plan = |(window, by_query, by_key): (Option<usize>, _, _)| {
             let at = Address::NONE;
             let (vis_end, positions) = (base.plus(vis_end), base.plus(positions));
-            (window, Plan { n_q: n, n_k: n, at, vis_end, positions, by_query: two(by_query), by_key: two(by_key) })
+            (window, Attention { n_q: n, n_k: n, at, vis_end, positions, by_query: two(by_query), by_key: two(by_key) })
         };
         Ok(Row {
             n,
@@ -466,10 +472,11 @@ impl Engine {
     /// # Errors
     /// When it does not fit, with what is missing; sizes that the kernels do not take; the device's.
     pub fn new(device: Arc<dyn Driver>, shape: &Shape, purpose: Purpose) -> Result<Engine> {
-        let needed = Engine::needs(shape, &purpose)?;
         let (free, all) = device.free()?;
+        let plan = Plan::new(shape, &purpose, device.processors(), free)?;
+        let needed = plan.bytes();
         if needed > free {
-            bail!("the model needs {needed} bytes on {}, and {free} of {all} are free", device.name());
+            bail!("{plan}, but {} has {} of {} free{}", device.name(), gib(free), gib(all), plan.advice(shape, &purpose, free));
         }
         let base = device.reserve(needed)?;
         let mut arena = Arena::new(base, needed);
@@ -496,50 +503,25 @@ impl Engine {
             0 => None,
             _ => Some(Update::new(&*device, &parts.weights, &mut arena, |_| (1.0, 0.0))?),
         };
+        // passes of training and sampling take turns in the same memory: pages stand where activations stand at other times
+        let floor = arena.kept();
         let cache = match &purpose.sample {
             None => None,
             Some(room) => {
-                let cache = Cache::reserve(&*device, &mut arena, parts.layers.len(), parts.sizes.heads, room)?;
+                let room = Room { tokens: plan.tokens, ..*room };
+                let cache = Cache::reserve(&*device, &mut arena, parts.layers.len(), parts.sizes.heads, &room)?;
                 Some((cache, Pool::new(cache.pages)))
             }
         };
+        let ceiling = arena.kept();
+        arena.reset(floor);
         let windows = windows(&parts);
-        Ok(Engine { device, base, arena, purpose, parts, update, cache, windows })
+        Ok(Engine { device, base, arena, plan, purpose, parts, update, cache, floor, ceiling, clean: true, windows })
     }
 
-    /// Bytes that an engine of this shape reserves: found by doing, without a device, the work of the largest row it takes.
-    ///
-    /// # Errors
-    /// Sizes that the kernels do not take.
-    pub fn needs(shape: &Shape, purpose: &Purpose) -> Result<usize> {
-        let (mut arena, device) = (Arena::dry(), Dry);
-        let parts = Parts::new(shape, purpose, &mut arena)?;
-        if parts.weights.layout.trained > 0 {
-            Update::new(&device, &parts.weights, &mut arena, |_| (1.0, 0.0))?;
-        }
-        let cache = match &purpose.sample {
-            None => None,
-            Some(room) => Some(Cache::reserve(&device, &mut arena, parts.layers.len(), parts.sizes.heads, room)?),
-        };
-        let windows = windows(&parts);
-        let (kept, lent) = (arena.kept(), arena.lent());
-        let mut work = Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows };
-        let n = purpose.row_tokens;
-        let ids: Vec<u32> = (0..n).map(|i| (i % shape.config.vocab_size) as u32).collect();
-        let targets: Vec<Target> = (0..n as u32).map(|row| Target { row, id: 0 }).collect();
-        let row = work.row(&ids, &Packing::single(n), &targets)?;
-        if parts.weights.layout.trained > 0 {
-            work.train(&row, 1.0, &mut |_, _| 0.0)?;
-        } else {
-            work.score(&row, 1.0)?;
-        }
-        work.merge()?;
-        if let (Some(cache), Some(room)) = (&cache, &purpose.sample) {
-            work.arena.reset(kept);
-            work.arena.forget(lent);
-            work.largest(cache, room)?;
-        }
-        Ok(arena.peak())
+    /// What was reserved, and for what.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What runs it.
@@ -589,9 +571,24 @@ impl Engine {
         self.parts.weights.gradient(&*self.device, name)
     }
 
-    /// One pass, after which the arena is as it was.
+    /// One pass over rows, after which the arena is as it was.
     fn pass<T>(&mut self, work: impl FnOnce(&mut Work<'_>) -> Result<T>) -> Result<T> {
-        let (kept, lent) = (self.arena.kept(), self.arena.lent());
+        if let Some((_, pool)) = self.cache.as_ref().filter(|(_, pool)| pool.held() > 0) {
+            // what was sampled is kept where this pass would work, unless there is room behind it
+            let held = pool.held();
+            if self.arena.capacity() < self.plan.parameters + self.plan.cache + self.plan.passes {
+                bail!("{held} pages of sequences are in use where a pass over rows works: let go of the sequences first");
+            }
+            return self.within(self.ceiling, work);
+        }
+        self.clean = false;
+        self.within(self.floor, work)
+    }
+
+    /// Work above a mark.
+    fn within<T>(&mut self, mark: Mark, work: impl FnOnce(&mut Work<'_>) -> Result<T>) -> Result<T> {
+        let lent = self.arena.lent();
+        self.arena.raise(mark);
         let done = work(&mut Work {
             device: &*self.device,
             parts: &self.parts,
@@ -599,7 +596,7 @@ impl Engine {
             purpose: &self.purpose,
             windows: &self.windows,
         });
-        self.arena.reset(kept);
+        self.arena.reset(self.floor);
         self.arena.forget(lent);
         done
     }
@@ -677,7 +674,10 @@ impl Engine {
     /// As [`Engine::sequence`].
     pub fn advance(&mut self, feeds: &mut [Feed<'_>]) -> Result<Vec<f32>> {
         let Some((cache, _)) = self.cache.clone() else { panic!("BUG: a step of an engine that does not sample") };
-        self.pass(|work| {
+        if !std::mem::replace(&mut self.clean, true) {
+            cache.clear(&*self.device)?;
+        }
+        self.within(self.ceiling, |work| {
             let Some(logits) = work.advance(&cache, feeds)? else { return Ok(Vec::new()) };
             let mut bytes = vec![0; logits.bytes()];
             // SAFETY: as long as the matrix
@@ -736,6 +736,127 @@ impl Drop for Engine {
     fn drop(&mut self) {
         // SAFETY: nothing is asked for after this
         let _ = unsafe { self.device.release(self.base) };
+    }
+}
+
+/// Bytes that an engine reserves, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Weights, masters, gradients, moments, tables.
+    pub parameters: usize,
+    /// Passes over packed rows: what is kept of a forward, what is lent, logits.
+    pub passes: usize,
+    /// Steps of sampling, without what is in pages.
+    pub steps: usize,
+    /// Pages of keys and values.
+    pub cache: usize,
+    /// Tokens that fit into them.
+    pub tokens: usize,
+}
+
+/// Share of the free memory that is taken where pages may take all there is.
+const SHARE: f64 = 0.6;
+
+impl Plan {
+    /// Found by doing, without a device, the work of the largest row and the largest step.
+    ///
+    /// # Errors
+    /// Sizes that the kernels do not take.
+    pub fn new(shape: &Shape, purpose: &Purpose, processors: usize, free: usize) -> Result<Plan> {
+        let (mut arena, device) = (Arena::dry(), Dry { processors });
+        let parts = Parts::new(shape, purpose, &mut arena)?;
+        let trained = parts.weights.layout.trained > 0;
+        if trained {
+            Update::new(&device, &parts.weights, &mut arena, |_| (1.0, 0.0))?;
+        }
+        let parameters = arena.peak();
+        let windows = windows(&parts);
+        let dry = |work: &mut dyn FnMut(&mut Work<'_>) -> Result<()>| -> Result<usize> {
+            let mut arena = Arena::dry();
+            work(&mut Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows })?;
+            Ok(arena.peak())
+        };
+        let n = purpose.row_tokens;
+        let ids: Vec<u32> = (0..n).map(|i| (i % shape.config.vocab_size) as u32).collect();
+        let targets: Vec<Target> = (0..n as u32).map(|row| Target { row, id: 0 }).collect();
+        let passes = dry(&mut |work| {
+            let row = work.row(&ids, &Packing::single(n), &targets)?;
+            match trained {
+                true => work.train(&row, 1.0, &mut |_, _| 0.0).map(|_| ()),
+                false => work.score(&row, 1.0).map(|_| ()),
+            }
+        })?;
+        let passes = passes.max(dry(&mut |work| work.merge())?);
+        let Some(room) = purpose.sample else {
+            return Ok(Plan { parameters, passes, steps: 0, cache: 0, tokens: 0 });
+        };
+        let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
+        let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
+            let mut arena = Arena::dry();
+            let cache = Cache::reserve(&device, &mut arena, layers, heads, &Room { tokens, ..room })?;
+            Ok((arena.peak(), cache))
+        };
+        let enough = cache_of(purpose.positions * 2 + room.chunk)?.1;
+        let steps = dry(&mut |work| work.largest(&enough, &room))?;
+        let tokens = match room.tokens {
+            0 => {
+                let budget = ((free as f64 * SHARE) as usize).max(parameters + passes);
+                let left = budget.saturating_sub(parameters + steps + cache_of(0)?.0);
+                // one sequence at least
+                (left / page_bytes(layers, heads) * PAGE).max(purpose.positions)
+            }
+            tokens => tokens,
+        };
+        Ok(Plan { parameters, passes, steps, cache: cache_of(tokens)?.0, tokens })
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> usize {
+        self.parameters + self.passes.max(self.cache + self.steps)
+    }
+
+    /// What would fit into so much, as the end of a sentence.
+    fn advice(&self, shape: &Shape, purpose: &Purpose, free: usize) -> String {
+        let mut help = Vec::new();
+        let fits = |purpose: Purpose, shape: &Shape| {
+            Plan::new(shape, &purpose, 132, free).is_ok_and(|plan| plan.bytes() <= free)
+        };
+        let sample = purpose.sample.map(|room| Room { tokens: 0, ..room });
+        let small = Purpose { sample, ..*purpose };
+        if purpose.keep != Keep::Inputs && fits(Purpose { keep: Keep::Inputs, ..small }, shape) {
+            help.push("`recompute = true`");
+        }
+        if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
+            help.push("a smaller `row_tokens`");
+        }
+        let frozen = Shape { parameters: shape.parameters.iter().cloned().map(|p| (p.0, p.1, false)).collect(), ..shape.clone() };
+        if shape.additions.is_empty() && fits(small, &frozen) {
+            help.push("`lora`");
+        }
+        match help.is_empty() {
+            true => "; a smaller model, or a device with more memory".to_owned(),
+            false => format!("; what would fit: {}", help.join(", or ")),
+        }
+    }
+}
+
+/// Bytes as people read them.
+fn gib(bytes: usize) -> String {
+    match bytes {
+        0..0x400_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (all, parameters, passes) = (gib(self.bytes()), gib(self.parameters), gib(self.passes));
+        write!(f, "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows")?;
+        if self.cache > 0 {
+            let (cache, steps, tokens) = (gib(self.cache), gib(self.steps), self.tokens);
+            write!(f, ", or in turn {cache} for keys and values of {tokens} tokens and {steps} for steps")?;
+        }
+        Ok(())
     }
 }
 

@@ -78,6 +78,13 @@ impl Arena {
         self.low = mark.0;
     }
 
+    /// Leaves alone what is below the mark, which lies above all that is kept.
+    pub fn raise(&mut self, mark: Mark) {
+        assert!(mark.0 >= self.low, "BUG: memory in use was taken for free");
+        self.low = mark.0;
+        self.peak = self.peak.max(self.low + self.high);
+    }
+
     /// How much is lent.
     pub fn lent(&self) -> Mark {
         Mark(self.high)

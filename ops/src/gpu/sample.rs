@@ -23,9 +23,9 @@ pub struct Room {
     pub rows: usize,
     /// New tokens in a step, beside one for each sequence.
     pub chunk: usize,
-    /// Tokens that are in pages at once.
+    /// Tokens that are in pages at once; 0: as many as there is memory for.
     pub tokens: usize,
-    /// Tokens of the sequences that read several in one step, with those they have.
+    /// Tokens that sequences with several new ones read from pages in one go; as many as a sequence may have at least.
     pub reading: usize,
 }
 
@@ -42,14 +42,22 @@ pub struct Feed<'a> {
 pub struct Cache {
     pub caches: Caches,
     pub pages: usize,
+    layers: usize,
     parts: Address,
     stats: Address,
     done: Address,
+    /// Bytes of `done`.
+    counters: usize,
 }
 
 /// Bytes of a page in all layers, keys and values.
 pub fn page_bytes(layers: usize, heads: Qkv) -> usize {
     layers * 2 * 2 * PAGE * heads.hk * heads.d
+}
+
+/// Pages for so many tokens: a sequence's last page is seldom full.
+fn pages(room: &Room) -> usize {
+    room.tokens.div_ceil(PAGE) + room.rows
 }
 
 impl Cache {
@@ -64,21 +72,30 @@ impl Cache {
         heads: Qkv,
         room: &Room,
     ) -> Result<Cache> {
-        // a sequence's last page is seldom full
-        let pages = room.tokens.div_ceil(PAGE) + room.rows;
+        let pages = pages(room);
         let layer = 2 * pages * PAGE * heads.hk * heads.d;
         let (k, v) = (arena.keep(layers * layer)?, arena.keep(layers * layer)?);
         let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, heads, device.processors()), heads);
         let sizes = (1..=room.rows).map(most).fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
         let (parts, stats, done) = (arena.keep(sizes.0)?, arena.keep(sizes.1)?, arena.keep(sizes.2)?);
-        // SAFETY: just reserved; what pages hold before they are written is read by nobody, but must be finite where it is
+        let cache = Cache { caches: Caches { k, v, layer }, pages, layers, parts, stats, done, counters: sizes.2 };
+        cache.clear(device)?;
+        Ok(cache)
+    }
+
+    /// Makes it as it was at first.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn clear(&self, device: &dyn Driver) -> Result<()> {
+        let bytes = self.layers * self.caches.layer;
+        // SAFETY: reserved together; what pages hold before they are written is read by nobody, but must be finite where it is
         // multiplied by 0
         unsafe {
-            device.clear(done, sizes.2)?;
-            device.clear(k, layers * layer)?;
-            device.clear(v, layers * layer)?;
+            device.clear(self.done, self.counters)?;
+            device.clear(self.caches.k, bytes)?;
+            device.clear(self.caches.v, bytes)
         }
-        Ok(Cache { caches: Caches { k, v, layer }, pages, parts, stats, done })
     }
 
     /// Copies a page in all layers.
@@ -95,20 +112,45 @@ impl Cache {
     }
 }
 
+/// Sequences that read in one go, before they have places on the device.
+#[derive(Default)]
+struct Group {
+    packing: Packing,
+    /// Rows of keys at which queries stand.
+    at: Vec<u32>,
+    /// The first row.
+    from: usize,
+    /// Pages on the sheet, first row of keys, tokens.
+    sequences: Vec<(usize, usize, usize)>,
+    /// On the sheet, by window.
+    plans: Vec<(Option<usize>, [usize; 5])>,
+}
+
 impl Work<'_> {
-    /// The largest step, for finding out how much memory it needs: all sequences read, as long as all pages together.
+    /// Tokens of keys and values that are read from pages in one go.
+    fn room(&self) -> usize {
+        let reading = self.purpose.sample.map_or(0, |room| room.reading);
+        reading.max(self.purpose.positions)
+    }
+
+    /// The largest step, for finding out how much memory it needs: a sequence that reads all it may, and one after another those
+    /// that read what is left of a step.
     pub(super) fn largest(&mut self, cache: &Cache, room: &Room) -> Result<()> {
         let pool = Pool::new(cache.pages);
-        let new = vec![0; room.chunk.max(1) + room.rows];
-        let mut one = Held::new(&pool);
-        // a sequence that has read most of what may be read again at once, and the rest of the step new
-        one.grow(room.reading.max(new.len()) - new.len())?;
-        let mut feeds = vec![Feed { held: &mut one, new: &new, logits: true }];
-        self.advance(cache, &mut feeds)?;
-        // logits of all
-        let v = self.parts.head.value.rows.next_multiple_of(8);
-        self.arena.keep(4 * room.rows * v)?;
-        Ok(())
+        let new = vec![0; room.chunk.max(1)];
+        let mut held: Vec<Held> = (0..room.rows).map(|_| Held::new(&pool)).collect();
+        let positions = self.purpose.positions;
+        let share = new.len().div_ceil(positions).max(1);
+        let mut feeds = Vec::new();
+        for (i, held) in held.iter_mut().enumerate() {
+            let part = new.len() / share;
+            let new = if i < share { &new[..part] } else { &new[..1] };
+            if i == 0 {
+                held.grow(positions - new.len())?;
+            }
+            feeds.push(Feed { held, new, logits: true });
+        }
+        self.advance(cache, &mut feeds).map(|_| ())
     }
 
     /// One step. Returns the logits (m, stride), float32, of the m sequences that want them, in order, which live until the
@@ -164,24 +206,29 @@ impl Work<'_> {
             table.resize(lengths.len() * max_pages, 0);
         }
         let (table_at, lengths_at) = (sheet.put(&table), sheet.put(&lengths));
-        let mut packing = Packing::new();
-        let mut at = Vec::new();
-        let mut reading = Vec::new();
+        // those that read, in groups whose tokens there is room for; each alone always fits
+        let mut groups: Vec<Group> = Vec::new();
+        let mut from = rows;
         for i in &order[rows..] {
-            let (first, tokens) = (packing.len(), feeds[*i].held.len());
-            packing.root(tokens);
-            at.extend((first + lens[*i]..first + tokens).map(|row| row as u32));
+            let tokens = feeds[*i].held.len();
+            if groups.last().is_none_or(|g| g.packing.len() + tokens > self.room()) {
+                groups.push(Group { from, ..Group::default() });
+            }
+            let Some(group) = groups.last_mut() else { panic!("BUG: no group was made") };
+            let first = group.packing.len();
+            group.packing.root(tokens);
+            group.at.extend((first + lens[*i]..first + tokens).map(|row| row as u32));
             let pages: Vec<u32> = feeds[*i].held.ids().collect();
-            reading.push((sheet.put(&pages), first, tokens));
+            group.sequences.push((sheet.put(&pages), first, tokens));
+            from += feeds[*i].new.len();
         }
-        let keys = Keys::of(&packing);
-        let mut plans = Vec::new();
-        if !reading.is_empty() {
-            let (at_at, vis, positions) = (sheet.put(&at), sheet.put(&keys.vis_end), sheet.put(&keys.positions));
+        for group in &mut groups {
+            let keys = Keys::of(&group.packing);
+            let (at, vis, positions) = (sheet.put(&group.at), sheet.put(&keys.vis_end), sheet.put(&keys.positions));
             for window in self.windows {
-                let lists = Tiles::new(&keys, Some(&at), *window).by_query;
+                let lists = Tiles::new(&keys, Some(&group.at), *window).by_query;
                 let lists = (sheet.put(&lists.first), sheet.put(&lists.tiles));
-                plans.push((*window, at_at, vis, positions, lists));
+                group.plans.push((*window, [at, vis, positions, lists.0, lists.1]));
             }
         }
         let base = self.arena.lend(sheet.bytes())?;
@@ -196,28 +243,31 @@ impl Work<'_> {
             stats: cache.stats,
             done: cache.done,
         });
-        let readings = match reading.is_empty() {
-            true => None,
-            false => {
-                let bytes = 2 * keys.len() * heads.hk * heads.d;
-                let none = Address::NONE;
-                let plan = |(window, at_at, vis, positions, (first, tiles)): (Option<usize>, _, _, _, _)| {
-                    let (at_at, by_query) = (base.plus(at_at), (base.plus(first), base.plus(tiles)));
-                    let (vis_end, positions) = (base.plus(vis), base.plus(positions));
-                    let (n_q, n_k) = (at.len(), keys.len());
-                    (window, Plan { n_q, n_k, at: at_at, vis_end, positions, by_query, by_key: (none, none) })
-                };
-                let sequence =
-                    |(pages, first, tokens): (usize, usize, usize)| Reading { pages: base.plus(pages), first, tokens };
-                Some(Readings {
-                    sequences: reading.into_iter().map(sequence).collect(),
-                    plans: plans.into_iter().map(plan).collect(),
-                    k: self.arena.lend(bytes)?,
-                    v: self.arena.lend(bytes)?,
-                    lse: self.arena.lend(4 * heads.h * at.len())?,
-                })
+        let most = |of: fn(&Group) -> usize| groups.iter().map(of).max().unwrap_or(0);
+        let (n_k, n_q) = (most(|g| g.packing.len()), most(|g| g.at.len()));
+        let bytes = 2 * n_k * heads.hk * heads.d;
+        let (k, v, lse) = (self.arena.lend(bytes)?, self.arena.lend(bytes)?, self.arena.lend(4 * heads.h * n_q)?);
+        let readings = |group: &Group| {
+            let none = Address::NONE;
+            let plan = |(window, [at, vis, positions, first, tiles]): &(Option<usize>, [usize; 5])| {
+                let place = |at: &usize| base.plus(*at);
+                let (n_q, n_k) = (group.at.len(), group.packing.len());
+                let by_query = (place(first), place(tiles));
+                let (at, vis_end, positions) = (place(at), place(vis), place(positions));
+                (*window, Plan { n_q, n_k, at, vis_end, positions, by_query, by_key: (none, none) })
+            };
+            let sequence =
+                |(pages, first, tokens): &_| Reading { pages: base.plus(*pages), first: *first, tokens: *tokens };
+            Readings {
+                sequences: group.sequences.iter().map(sequence).collect(),
+                from: group.from,
+                plans: group.plans.iter().map(plan).collect(),
+                k,
+                v,
+                lse,
             }
         };
+        let readings = groups.iter().map(readings).collect();
         let cached = Cached { caches: cache.caches, slots: base.plus(slots_at), batch, readings };
         // 4. the model
         let bytes = 2 * n * sizes.hidden;
