@@ -7,7 +7,7 @@
 //! Invariants: nothing runs on another stream; products sum in float32 and reduce in float32, and the same shape takes the same
 //! algorithm for the life of the process; what is recorded allocates nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
@@ -98,6 +98,23 @@ pub struct Cuda {
 unsafe impl Send for Cuda {}
 // SAFETY: as above
 unsafe impl Sync for Cuda {}
+
+/// Devices that are open; they stay so until the process ends.
+static OPEN: Mutex<BTreeMap<usize, Arc<Cuda>>> = Mutex::new(BTreeMap::new());
+
+/// The device of this number, opened once.
+///
+/// # Errors
+/// As [`Cuda::open`].
+pub fn open(ordinal: usize) -> Result<Arc<Cuda>> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&ordinal) {
+        return Ok(device.clone());
+    }
+    let device = Arc::new(Cuda::open(ordinal)?);
+    open.insert(ordinal, device.clone());
+    Ok(device)
+}
 
 impl Cuda {
     /// The device of this number, counted from 0.

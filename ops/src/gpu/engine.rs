@@ -23,6 +23,7 @@ use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Rows, Sizes, Stream}
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
 use super::weights::{Vector, Weight, Weights};
+use crate::infer::sampling::{Draw, Drawn};
 use crate::model::{Config, Model, Target};
 use crate::nn::Packing;
 use crate::nn::kernel::RopeTable;
@@ -665,6 +666,15 @@ impl Engine {
         }
     }
 
+    /// A step of sampling.
+    fn step<T>(&mut self, work: impl FnOnce(&mut Work<'_>, &Cache) -> Result<T>) -> Result<T> {
+        let Some((cache, _)) = self.cache.clone() else { panic!("BUG: a step of an engine that does not sample") };
+        if !std::mem::replace(&mut self.clean, true) {
+            cache.clear(&*self.device)?;
+        }
+        self.within(self.ceiling, |step| work(step, &cache))
+    }
+
     /// New tokens of sequences, and the logits (m, v), row after row, of those that want them.
     ///
     /// # Errors
@@ -673,18 +683,28 @@ impl Engine {
     /// # Panics
     /// As [`Engine::sequence`].
     pub fn advance(&mut self, feeds: &mut [Feed<'_>]) -> Result<Vec<f32>> {
-        let Some((cache, _)) = self.cache.clone() else { panic!("BUG: a step of an engine that does not sample") };
-        if !std::mem::replace(&mut self.clean, true) {
-            cache.clear(&*self.device)?;
-        }
-        self.within(self.ceiling, |work| {
-            let Some(logits) = work.advance(&cache, feeds)? else { return Ok(Vec::new()) };
+        self.step(|work, cache| {
+            let Some(logits) = work.advance(cache, feeds)? else { return Ok(Vec::new()) };
             let mut bytes = vec![0; logits.bytes()];
             // SAFETY: as long as the matrix
             unsafe { work.device.read(logits.at, &mut bytes)? };
             let float = |b: &[u8]| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]);
             let rows = bytes.chunks(4 * logits.stride);
             Ok(rows.flat_map(|row| row.chunks_exact(4).take(logits.columns).map(float)).collect())
+        })
+    }
+
+    /// New tokens of sequences, and a token drawn for each of those that want logits.
+    ///
+    /// # Errors
+    /// As [`Engine::advance`]; a list of allowed tokens that is empty.
+    ///
+    /// # Panics
+    /// As [`Engine::advance`].
+    pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
+        self.step(|work, cache| match work.advance(cache, feeds)? {
+            Some(logits) => work.draw(logits, draws),
+            None => Ok(Vec::new()),
         })
     }
 

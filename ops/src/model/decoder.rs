@@ -14,8 +14,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::config::Config;
 use super::failed;
 use super::gpu::Gpu;
+use crate::gpu::engine::Engine;
 use crate::gpu::pages::Held;
 use crate::gpu::sample::Feed;
+use crate::infer::sampling::{Draw, Drawn};
 use crate::nn::block::{Attention, Block, Mlp, Rows, Saved, Want};
 use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
 use crate::nn::layer::{self, Embedding, Linear, Param, Project, RmsNorm, TokenStats};
@@ -570,7 +572,31 @@ impl Model {
 
 impl Model {
     /// [`Model::advance`] on a device; the logits come to the host.
-    fn advance_on_gpu(&self, mut steps: Vec<Step<'_>>) -> Result<Tensor> {
+    fn advance_on_gpu(&self, steps: Vec<Step<'_>>) -> Result<Tensor> {
+        let (wanted, v) = (steps.iter().filter(|step| step.logits).count(), self.config.vocab_size);
+        let logits = self.step_on_gpu(steps, |engine, feeds| engine.advance(feeds))?;
+        match wanted {
+            0 => Tensor::zeros((0, v), DType::F32, &Device::Cpu),
+            _ => Tensor::from_vec(logits, (wanted, v), &Device::Cpu),
+        }
+    }
+
+    /// [`Model::advance`], and a token drawn by the device for each sequence that wants logits.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    ///
+    /// # Panics
+    /// Where passes run on the host: a bug in the caller.
+    pub fn advance_drawing(&self, steps: Vec<Step<'_>>, draws: &[Draw]) -> Result<Vec<Drawn>> {
+        self.step_on_gpu(steps, |engine, feeds| engine.advance_drawing(feeds, draws))
+    }
+
+    fn step_on_gpu<T>(
+        &self,
+        mut steps: Vec<Step<'_>>,
+        work: impl FnOnce(&mut Engine, &mut [Feed<'_>]) -> Result<T>,
+    ) -> Result<T> {
         let v = self.config.vocab_size;
         for step in &steps {
             assert!(!step.new.is_empty(), "BUG: a sequence was extended by no token");
@@ -578,7 +604,6 @@ impl Model {
                 candle_core::bail!("token id {id} is not below the vocabulary's size {v}");
             }
         }
-        let wanted = steps.iter().filter(|step| step.logits).count();
         let done = self.ask_gpu(|engine| {
             let mut feeds = Vec::with_capacity(steps.len());
             for step in &mut steps {
@@ -588,19 +613,16 @@ impl Model {
                 let held = held.get_or_insert_with(|| engine.sequence());
                 feeds.push(Feed { held, new: step.new, logits: step.logits });
             }
-            engine.advance(&mut feeds)
+            work(engine, &mut feeds)
         });
-        let logits = match done {
-            Some(logits) => logits?,
+        let done = match done {
+            Some(done) => done?,
             None => panic!("BUG: a model without a device"),
         };
         for step in &mut steps {
             step.sequence.ids.extend_from_slice(step.new);
         }
-        if wanted == 0 {
-            return Tensor::zeros((0, v), DType::F32, &Device::Cpu);
-        }
-        Tensor::from_vec(logits, (wanted, v), &Device::Cpu)
+        Ok(done)
     }
 }
 

@@ -9,8 +9,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Result, Tensor};
 
 use super::Model;
+#[cfg(feature = "cuda")]
+use crate::gpu::cuda;
 use crate::gpu::Driver;
 use crate::gpu::engine::{Engine, Purpose, Shape};
+use crate::gpu::sample::Room;
+
+/// Opens a CUDA device, or takes the one that is open: candle's device, and what it is called.
+///
+/// # Errors
+/// What CUDA says; a build without it.
+pub(super) fn open(ordinal: usize) -> Result<(Device, String)> {
+    #[cfg(feature = "cuda")]
+    {
+        let device = cuda::open(ordinal)?;
+        Ok((device.candle(), device.name()))
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let device = Device::new_cuda_with_stream(ordinal)?;
+        Ok((device, format!("cuda:{ordinal}")))
+    }
+}
+
+/// The driver of a device on which passes run, `None` for the host.
+pub(super) fn of(device: &Device) -> Option<Arc<dyn Driver>> {
+    #[cfg(feature = "cuda")]
+    if let candle_core::DeviceLocation::Cuda { gpu_id } = device.location() {
+        return cuda::open(gpu_id).ok().map(|device| device as Arc<dyn Driver>);
+    }
+    let _ = device;
+    None
+}
 
 /// Where a model's passes run.
 pub struct Gpu {
@@ -46,7 +76,31 @@ impl Gpu {
 impl Model {
     /// Runs passes on a device from here on.
     pub fn set_gpu(&mut self, driver: Arc<dyn Driver>) {
-        self.gpu = Some(Gpu::new(driver));
+        let mut gpu = Gpu::new(driver);
+        let positions = self.config.max_positions;
+        gpu.purpose = Purpose { positions, sample: Some(Room::default()), ..gpu.purpose };
+        self.gpu = Some(gpu);
+    }
+
+    /// Passes run where `other`'s do, over rows as long, and nothing is sampled.
+    pub(super) fn score_beside(&mut self, other: &Model) {
+        if let Some(there) = &other.gpu {
+            let mut gpu = Gpu::new(there.driver.clone());
+            gpu.purpose = Purpose { sample: None, ..there.purpose };
+            self.gpu = Some(gpu);
+        }
+    }
+
+    /// What steps of sampling may be like, `None` where passes run on the host: sequences side by side, new tokens in a step, and
+    /// tokens that are in memory at once.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn sampling_room(&self) -> Result<Option<(usize, usize, usize)>> {
+        let Some(gpu) = &self.gpu else { return Ok(None) };
+        let Some(room) = gpu.purpose.sample else { return Ok(None) };
+        let tokens = self.ask_gpu(|engine| Ok(engine.plan().tokens)).transpose()?.unwrap_or(0);
+        Ok(Some((room.rows, room.chunk, tokens)))
     }
 
     /// Where passes run, if not on the host; to say what for before the first.
