@@ -18,7 +18,7 @@ use super::kernels::{Kernels, Qkv, Sorted};
 use super::layout::Layout;
 use super::memory::{Arena, Mark};
 use super::pages::{Held, PAGE, Pool};
-use super::sample::{Cache, Feed, Room, page_bytes};
+use super::sample::{Cache, Feed, Room, draw_from, page_bytes};
 use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Rows, Sizes, Stream};
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
@@ -703,7 +703,7 @@ impl Engine {
     /// As [`Engine::advance`].
     pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
         self.step(|work, cache| match work.advance(cache, feeds)? {
-            Some(logits) => work.draw(logits, draws),
+            Some(logits) => draw_from(work.device, work.arena, logits, draws),
             None => Ok(Vec::new()),
         })
     }

@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod cached;
+pub mod check;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;

@@ -56,6 +56,71 @@ struct Setting {
 /// Bytes of a drawn token: id, log-probability as drawn, of the whole distribution, position.
 const DRAWN: usize = 16;
 
+/// Draws a token from each row of logits.
+///
+/// # Errors
+/// A list of allowed tokens that is empty; the device's.
+pub fn draw_from(device: &dyn Driver, arena: &mut Arena, logits: Matrix, draws: &[Draw]) -> Result<Vec<Drawn>> {
+    assert_eq!(draws.len(), logits.rows, "BUG: a draw for each row of logits");
+    let mut open: Vec<u32> = Vec::new();
+    let mut settings = Vec::with_capacity(draws.len());
+    for draw in draws {
+        let (first, ids) = (open.len(), draw.open.as_deref().unwrap_or(&[]));
+        if let Some(ids) = &draw.open
+            && ids.is_empty()
+        {
+            bail!("nothing may be said next: the list of allowed answers has none that begins like this");
+        }
+        open.extend_from_slice(ids);
+        let (seed, stream, position) = draw.place;
+        let s = &draw.settings;
+        settings.push(Setting {
+            seed,
+            stream,
+            position,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            temperature: s.temperature as f32,
+            top_k: u32::try_from(s.top_k).unwrap_or(u32::MAX),
+            first_open: first as u32,
+            open_count: ids.len() as u32,
+            active: 1,
+            unused: 0,
+        });
+    }
+    let rows = logits.rows;
+    let settings_at = arena.lend(size_of_val(settings.as_slice()))?;
+    let open_at = arena.lend(4 * open.len())?;
+    let (tokens, ring) = (arena.lend(4 * rows)?, arena.lend(DRAWN * rows)?);
+    let bytes: Vec<u8> = open.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let mut out = vec![0; DRAWN * rows];
+    // SAFETY: a setting has no padding; all places were lent for these rows
+    unsafe {
+        let of = std::slice::from_raw_parts(settings.as_ptr().cast(), size_of_val(settings.as_slice()));
+        device.write(settings_at, of)?;
+        device.write(open_at, &bytes)?;
+        let args = [
+            tokens.into(),
+            ring.into(),
+            Arg::U32(1),
+            settings_at.into(),
+            open_at.into(),
+            logits.at.into(),
+            Arg::int(logits.columns),
+            Arg::long(logits.stride),
+        ];
+        device.launch("sample", Launch::new(rows, 1024), &args)?;
+        device.read(ring, &mut out)?;
+    }
+    let word = |b: &[u8], i: usize| [b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]];
+    let drawn = |b: &[u8]| Drawn {
+        id: u32::from_ne_bytes(word(b, 0)),
+        logp: f32::from_ne_bytes(word(b, 1)),
+        full: f32::from_ne_bytes(word(b, 2)),
+    };
+    Ok(out.chunks_exact(DRAWN).map(drawn).collect())
+}
+
 /// One sequence's part in a step.
 pub struct Feed<'a> {
     pub held: &'a mut Held,
@@ -178,68 +243,6 @@ impl Work<'_> {
             feeds.push(Feed { held, new, logits: true });
         }
         self.advance(cache, &mut feeds).map(|_| ())
-    }
-
-    /// Draws a token from each row of logits.
-    pub(super) fn draw(&mut self, logits: Matrix, draws: &[Draw]) -> Result<Vec<Drawn>> {
-        assert_eq!(draws.len(), logits.rows, "BUG: a draw for each row of logits");
-        let mut open: Vec<u32> = Vec::new();
-        let mut settings = Vec::with_capacity(draws.len());
-        for draw in draws {
-            let (first, ids) = (open.len(), draw.open.as_deref().unwrap_or(&[]));
-            if let Some(ids) = &draw.open
-                && ids.is_empty()
-            {
-                bail!("nothing may be said next: the list of allowed answers has none that begins like this");
-            }
-            open.extend_from_slice(ids);
-            let (seed, stream, position) = draw.place;
-            let s = &draw.settings;
-            settings.push(Setting {
-                seed,
-                stream,
-                position,
-                top_p: s.top_p,
-                min_p: s.min_p,
-                temperature: s.temperature as f32,
-                top_k: u32::try_from(s.top_k).unwrap_or(u32::MAX),
-                first_open: first as u32,
-                open_count: ids.len() as u32,
-                active: 1,
-                unused: 0,
-            });
-        }
-        let rows = logits.rows;
-        let settings_at = self.arena.lend(size_of_val(settings.as_slice()))?;
-        let open_at = self.arena.lend(4 * open.len())?;
-        let (tokens, ring) = (self.arena.lend(4 * rows)?, self.arena.lend(DRAWN * rows)?);
-        let bytes: Vec<u8> = open.iter().flat_map(|id| id.to_ne_bytes()).collect();
-        let mut out = vec![0; DRAWN * rows];
-        // SAFETY: a setting has no padding; all places were lent for these rows
-        unsafe {
-            let of = std::slice::from_raw_parts(settings.as_ptr().cast(), size_of_val(settings.as_slice()));
-            self.device.write(settings_at, of)?;
-            self.device.write(open_at, &bytes)?;
-            let args = [
-                tokens.into(),
-                ring.into(),
-                Arg::U32(1),
-                settings_at.into(),
-                open_at.into(),
-                logits.at.into(),
-                Arg::int(logits.columns),
-                Arg::long(logits.stride),
-            ];
-            self.device.launch("sample", Launch::new(rows, 1024), &args)?;
-            self.device.read(ring, &mut out)?;
-        }
-        let word = |b: &[u8], i: usize| [b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]];
-        let drawn = |b: &[u8]| Drawn {
-            id: u32::from_ne_bytes(word(b, 0)),
-            logp: f32::from_ne_bytes(word(b, 1)),
-            full: f32::from_ne_bytes(word(b, 2)),
-        };
-        Ok(out.chunks_exact(DRAWN).map(drawn).collect())
     }
 
     /// One step. Returns the logits (m, stride), float32, of the m sequences that want them, in order, which live until the
