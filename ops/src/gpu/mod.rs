@@ -9,6 +9,7 @@
 //! of its source; rows are tokens, matrices are row-major; equal inputs give equal bits on the same device.
 
 pub mod attention;
+pub mod bench;
 pub mod cached;
 pub mod check;
 #[cfg(feature = "cuda")]

@@ -49,6 +49,11 @@ pub fn open_device(request: DeviceRequest) -> Result<(Device, String), OpError> 
     }
 }
 
+/// What runs passes on an open device, `None` for the host.
+pub fn device_driver(device: &Device) -> Option<std::sync::Arc<dyn crate::gpu::Driver>> {
+    gpu::of(device)
+}
+
 fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or("unknown error").to_owned()
 }
