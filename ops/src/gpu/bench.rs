@@ -187,7 +187,7 @@ fn ceilings(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Figure)) -> Result<
     let (free, _) = device.free()?;
     let bytes = (free / 4).min(2 << 30) / 256 * 256;
     let base = device.reserve(2 * bytes)?;
-    let run = || -> Result<Ceilings> {
+    let mut run = || -> Result<Ceilings> {
         // SAFETY: within what was reserved
         let copy = best(&**device, || unsafe { device.copy(base.plus(bytes), base, bytes) })?;
         let n = (8192usize).min(((bytes / 8) as f64).sqrt() as usize / 256 * 256);

@@ -328,7 +328,9 @@ impl Bench<'_> {
             let (mut same, mut off) = (0, 0.0f64);
             for (r, got) in got.iter().enumerate() {
                 let mut rng = Rng::new(9, r as u64);
-                (0..3).for_each(|_| drop(rng.uniform()));
+                for _ in 0..3 {
+                    rng.uniform();
+                }
                 let row = &logits[r * stride..][..v as usize];
                 let want = draw(row, &settings, None, &mut rng, &mut Scratch::default());
                 if got.id == want.id {
@@ -466,7 +468,7 @@ fn models(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Result<(
         // 2. a pass, and an update
         let run = |engine: &mut Engine| -> Result<(Vec<TokenStats>, Vec<Vec<f32>>, f64, Vec<Vec<f32>>)> {
             let stats = engine.train(&ids, &packing, &targets, 0.8, coefficient)?;
-            let gradients = model.params().iter().map(|p| Ok(engine.gradient(&p.name)?.unwrap_or_default()));
+            let gradients = model.params().into_iter().map(|p| Ok(engine.gradient(&p.name)?.unwrap_or_default()));
             let gradients = gradients.collect::<Result<_>>()?;
             let rule = Rule { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1.0 };
             let norm = engine.update(&rule, 1e-3, 1)?.unwrap_or(f64::NAN);
