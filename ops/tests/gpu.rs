@@ -5,10 +5,13 @@ mod machine;
 mod small;
 
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
+use actloom_engine::op::OpError;
+use actloom_ops::gpu::check::{Finding, check};
 use actloom_ops::gpu::engine::{Engine, Purpose, Shape};
 use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
+use actloom_ops::infer::{Completion, Request, Sampling, Tokens, complete};
 use actloom_ops::model::lora::{Lora, attach};
 use actloom_ops::model::{Model, Target};
 use actloom_ops::nn::Packing;
@@ -287,4 +290,66 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
 
 fn numbers(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn tokens_that_a_device_draws_are_the_processors_and_a_recorded_step_draws_the_same() {
+    let Some(device) = Machine::open() else { return };
+    let counts = device.counts.clone();
+    let mut model = model(&small::qwen3(), 32, 21);
+    // sharp enough that a rounding seldom decides
+    let prompts: Vec<Vec<u32>> = (0..3).map(|i| small::ids(&mut Rng::at(i, &[]), 9 + i as usize, 67)).collect();
+    let requests = || -> Vec<Request> {
+        let one = |(i, prompt): (usize, &Vec<u32>)| {
+            Request::new(prompt.clone(), Sampling::plain(0.3, 12), Rng::at(5, &[i as u64]))
+        };
+        prompts.iter().enumerate().map(one).collect()
+    };
+    let want = complete(&model, &NoText, requests(), &|| false).unwrap();
+    model.set_gpu(std::sync::Arc::new(device));
+    model.gpu_mut().unwrap().purpose = Purpose {
+        row_tokens: 64,
+        positions: 128,
+        sample: Some(Room { rows: 4, chunk: 64, tokens: 1024, reading: 128 }),
+        ..Purpose::default()
+    };
+    let got = complete(&model, &NoText, requests(), &|| false).unwrap();
+    let again = complete(&model, &NoText, requests(), &|| false).unwrap();
+    let ids = |all: &[Completion]| all.iter().map(|c| c.ids.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&got), ids(&again), "eager at first, recorded later");
+    let same = got.iter().zip(&want).filter(|(a, b)| a.ids == b.ids).count();
+    assert!(same >= 2, "{:?}, expected {:?}", ids(&got), ids(&want));
+    for (got, want) in got.iter().zip(&want).filter(|(a, b)| a.ids == b.ids) {
+        assert!(distance(&got.logps, &want.logps) < 0.1, "{:?} {:?}", got.logps, want.logps);
+    }
+    let counts = counts.lock().unwrap();
+    assert_eq!(counts.reserved, 1, "memory is reserved once");
+    assert!(counts.replayed > 10, "{} steps were replayed", counts.replayed);
+}
+
+/// Answers end nowhere and are not read.
+struct NoText;
+
+impl Tokens for NoText {
+    fn eos(&self) -> &[u32] {
+        &[]
+    }
+
+    fn decode(&self, _ids: &[u32]) -> Result<String, OpError> {
+        Ok(String::new())
+    }
+}
+
+#[test]
+fn every_kernel_passes_the_checks_that_a_device_is_given() {
+    let Some(device) = Machine::open() else { return };
+    let device: std::sync::Arc<dyn Driver> = std::sync::Arc::new(device);
+    let mut wrong = Vec::new();
+    let mut fine = 0;
+    check(&device, &mut |finding: Finding| match finding.fine() {
+        true => fine += 1,
+        false => wrong.push(finding),
+    })
+    .unwrap();
+    assert!(wrong.is_empty() && fine > 100, "{fine} fine, {wrong:#?}");
 }

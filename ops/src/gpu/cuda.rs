@@ -314,18 +314,17 @@ impl Drop for Later<'_> {
     }
 }
 
-struct Graph<'a> {
-    cuda: &'a Cuda,
-    graph: CudaGraph,
-}
+struct Graph(Mutex<CudaGraph>);
 
-// SAFETY: replayed by one thread at a time, for `replay` holds the device's lock
-unsafe impl Send for Graph<'_> {}
+// SAFETY: a graph is used by one thread at a time, behind its lock
+unsafe impl Send for Graph {}
+// SAFETY: as above
+unsafe impl Sync for Graph {}
 
-impl Recorded for Graph<'_> {
-    fn replay(&self) -> Result<()> {
-        let _one = self.cuda.known();
-        failed(|| "replaying what was recorded".to_owned(), self.graph.launch())
+impl Recorded for Graph {
+    unsafe fn replay(&self) -> Result<()> {
+        let graph = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failed(|| "replaying what was recorded".to_owned(), graph.launch())
     }
 }
 
@@ -468,7 +467,7 @@ impl Driver for Cuda {
         failed(|| "copying on the device".to_owned(), done)
     }
 
-    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>> {
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
         let what = || "recording a step".to_owned();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         failed(what, self.stream.begin_capture(mode))?;
@@ -478,7 +477,7 @@ impl Driver for Cuda {
         done?;
         let Some(graph) = failed(what, graph)? else { bail!("nothing was recorded") };
         failed(what, graph.upload())?;
-        Ok(Box::new(Graph { cuda: self, graph }))
+        Ok(Box::new(Graph(Mutex::new(graph))))
     }
 
     fn wait(&self) -> Result<()> {

@@ -256,11 +256,14 @@ pub trait Ticket {
     fn wait(self: Box<Self>) -> Result<Vec<u8>>;
 }
 
-/// Work that was recorded and can be asked for again as one.
-pub trait Recorded: Send {
+/// Work that was recorded and can be asked for again as one. The device outlives it.
+pub trait Recorded: Send + Sync {
     /// # Errors
     /// The device's.
-    fn replay(&self) -> Result<()>;
+    ///
+    /// # Safety
+    /// As [`Driver::launch`], of all that was recorded.
+    unsafe fn replay(&self) -> Result<()>;
 }
 
 /// A device. Errors are its own, with what was asked of it.
@@ -323,7 +326,7 @@ pub trait Driver: Send + Sync {
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
 
     /// Records what `work` asks for instead of running it: launches, products and copies on the device alone.
-    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>>;
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>>;
 
     /// Waits until all that was asked for has run.
     fn wait(&self) -> Result<()>;
@@ -345,7 +348,7 @@ impl Ticket for Zeros {
 struct Nothing;
 
 impl Recorded for Nothing {
-    fn replay(&self) -> Result<()> {
+    unsafe fn replay(&self) -> Result<()> {
         Ok(())
     }
 }
@@ -400,7 +403,7 @@ impl Driver for Dry {
         Ok(())
     }
 
-    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>> {
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
         work()?;
         Ok(Box::new(Nothing))
     }

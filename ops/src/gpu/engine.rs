@@ -7,18 +7,19 @@
 //! Invariants: after `new` nothing is reserved; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
 //! the host are as old as the last `read_back`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::Plan as Attention;
-use super::driver::{Address, Driver, Dry, Element, Matrix, Product};
+use super::driver::{Address, Driver, Dry, Element, Matrix, Product, Recorded};
 use super::head::Head;
 use super::kernels::{Kernels, Qkv, Sorted};
 use super::layout::Layout;
 use super::memory::{Arena, Mark};
 use super::pages::{Held, PAGE, Pool};
-use super::sample::{Cache, Feed, Room, draw_from, page_bytes};
+use super::sample::{Bucket, Cache, Decoding, Feed, Room, bucket, draw_from, drawn, page_bytes};
 use super::tape::{Factors, Keep, Kept, Layer, Linear, Pass, Rows, Sizes, Stream};
 use super::tiles::{Keys, Lists, Tiles};
 use super::update::{Rule, Update};
@@ -111,6 +112,8 @@ pub struct Engine {
     ceiling: Mark,
     /// Nothing but pages was written where pages stand.
     clean: bool,
+    /// Decoding steps by their bucket.
+    recorded: HashMap<Bucket, Arc<dyn Recorded>>,
     /// Windows that layers have.
     windows: Vec<Option<usize>>,
 }
@@ -517,7 +520,7 @@ impl Engine {
         let ceiling = arena.kept();
         arena.reset(floor);
         let windows = windows(&parts);
-        Ok(Engine { device, base, arena, plan, purpose, parts, update, cache, floor, ceiling, clean: true, windows })
+        Ok(Engine { device, base, arena, plan, purpose, parts, update, cache, floor, ceiling, clean: true, recorded: HashMap::new(), windows })
     }
 
     /// What was reserved, and for what.
@@ -702,10 +705,43 @@ impl Engine {
     /// # Panics
     /// As [`Engine::advance`].
     pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
+        let one = |feed: &Feed<'_>| feed.logits && feed.new.len() == 1;
+        if !feeds.is_empty() && feeds.iter().all(one) && draws.iter().all(|draw| draw.open.is_none()) {
+            return self.decode(feeds, draws);
+        }
         self.step(|work, cache| match work.advance(cache, feeds)? {
             Some(logits) => draw_from(work.device, work.arena, logits, draws),
             None => Ok(Vec::new()),
         })
+    }
+
+    /// A token to each sequence, and the next from each: as one piece of work, recorded when a bucket of its size comes first.
+    fn decode(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
+        self.step(|work, cache| work.grow(cache, feeds).map(|_| ()))?;
+        let pages = feeds.iter().map(|feed| feed.held.ids().count()).max().unwrap_or(0);
+        let rows: Vec<(u32, &Held)> = feeds.iter().map(|feed| (feed.new[0], &*feed.held)).collect();
+        let step = Decoding::new(bucket(rows.len(), pages), &rows, draws);
+        let recorded = self.recorded.get(&step.bucket).cloned();
+        let known = recorded.is_some();
+        let tokens = self.step(|work, cache| {
+            let at = work.place(&step)?;
+            match recorded {
+                // SAFETY: what was recorded works where this step's numbers are: the arena gives the same places again
+                Some(recorded) => unsafe { recorded.replay()? },
+                None => work.decode(cache, &step, at)?,
+            }
+            drawn(work.device, at.1, rows.len())
+        })?;
+        if !known {
+            // the first run has loaded the kernels and planned the products, which cannot be done while recording
+            let recorded = self.step(|work, cache| {
+                let at = work.place(&step)?;
+                let device = work.device;
+                device.record(&mut || work.decode(cache, &step, at))
+            })?;
+            self.recorded.insert(step.bucket, recorded.into());
+        }
+        Ok(tokens)
     }
 
     /// Sets factors of learning rates and weight decays by name.
@@ -818,6 +854,11 @@ impl Plan {
         };
         let enough = cache_of(purpose.positions * 2 + room.chunk)?.1;
         let steps = dry(&mut |work| work.largest(&enough, &room))?;
+        let decoding = Decoding::dry(bucket(room.rows, purpose.positions.div_ceil(PAGE)));
+        let steps = steps.max(dry(&mut |work| {
+            let at = work.place(&decoding)?;
+            work.decode(&enough, &decoding, at)
+        })?);
         let tokens = match room.tokens {
             0 => {
                 let budget = ((free as f64 * SHARE) as usize).max(parameters + passes);

@@ -38,7 +38,7 @@ impl Default for Room {
 
 /// What a sequence draws with, as `kernels/sampling.cu` knows it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Setting {
     seed: u64,
     stream: u64,
@@ -51,6 +51,37 @@ struct Setting {
     open_count: u32,
     active: u32,
     unused: u32,
+}
+
+impl Setting {
+    /// With the first of its allowed ids at `first` of the list of all.
+    fn new(draw: &Draw, first: usize) -> Setting {
+        let ((seed, stream, position), s) = (draw.place, &draw.settings);
+        Setting {
+            seed,
+            stream,
+            position,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            temperature: s.temperature as f32,
+            top_k: u32::try_from(s.top_k).unwrap_or(u32::MAX),
+            first_open: first as u32,
+            open_count: draw.open.as_ref().map_or(0, Vec::len) as u32,
+            active: 1,
+            unused: 0,
+        }
+    }
+
+    fn words(&self) -> [u32; 16] {
+        let two = |x: u64| [x as u32, (x >> 32) as u32];
+        let [a, b] = two(self.seed);
+        let [c, d] = two(self.stream);
+        let [e, f] = two(self.position);
+        let [g, h] = two(self.top_p.to_bits());
+        let [i, j] = two(self.min_p.to_bits());
+        let (t, rest) = (self.temperature.to_bits(), [self.first_open, self.open_count, self.active, self.unused]);
+        [a, b, c, d, e, f, g, h, i, j, t, self.top_k, rest[0], rest[1], rest[2], rest[3]]
+    }
 }
 
 /// Bytes of a drawn token: id, log-probability as drawn, of the whole distribution, position.
@@ -72,46 +103,49 @@ pub fn draw_from(device: &dyn Driver, arena: &mut Arena, logits: Matrix, draws: 
             bail!("nothing may be said next: the list of allowed answers has none that begins like this");
         }
         open.extend_from_slice(ids);
-        let (seed, stream, position) = draw.place;
-        let s = &draw.settings;
-        settings.push(Setting {
-            seed,
-            stream,
-            position,
-            top_p: s.top_p,
-            min_p: s.min_p,
-            temperature: s.temperature as f32,
-            top_k: u32::try_from(s.top_k).unwrap_or(u32::MAX),
-            first_open: first as u32,
-            open_count: ids.len() as u32,
-            active: 1,
-            unused: 0,
-        });
+        settings.push(Setting::new(draw, first));
     }
     let rows = logits.rows;
     let settings_at = arena.lend(size_of_val(settings.as_slice()))?;
     let open_at = arena.lend(4 * open.len())?;
     let (tokens, ring) = (arena.lend(4 * rows)?, arena.lend(DRAWN * rows)?);
-    let bytes: Vec<u8> = open.iter().flat_map(|id| id.to_ne_bytes()).collect();
-    let mut out = vec![0; DRAWN * rows];
-    // SAFETY: a setting has no padding; all places were lent for these rows
+    let words = |words: &mut dyn Iterator<Item = u32>| words.flat_map(u32::to_ne_bytes).collect::<Vec<u8>>();
+    // SAFETY: lent for these rows
     unsafe {
-        let of = std::slice::from_raw_parts(settings.as_ptr().cast(), size_of_val(settings.as_slice()));
-        device.write(settings_at, of)?;
-        device.write(open_at, &bytes)?;
-        let args = [
-            tokens.into(),
-            ring.into(),
-            Arg::U32(1),
-            settings_at.into(),
-            open_at.into(),
-            logits.at.into(),
-            Arg::int(logits.columns),
-            Arg::long(logits.stride),
-        ];
-        device.launch("sample", Launch::new(rows, 1024), &args)?;
-        device.read(ring, &mut out)?;
+        device.write(settings_at, &words(&mut settings.iter().flat_map(Setting::words)))?;
+        device.write(open_at, &words(&mut open.into_iter()))?;
     }
+    sample(device, logits, (tokens, ring), settings_at, open_at)?;
+    drawn(device, ring, rows)
+}
+
+/// Draws; tokens are where `drawn` looks for them.
+fn sample(
+    device: &dyn Driver,
+    logits: Matrix,
+    (tokens, ring): (Address, Address),
+    settings: Address,
+    open: Address,
+) -> Result<()> {
+    let args = [
+        tokens.into(),
+        ring.into(),
+        Arg::U32(1),
+        settings.into(),
+        open.into(),
+        logits.at.into(),
+        Arg::int(logits.columns),
+        Arg::long(logits.stride),
+    ];
+    // SAFETY: arguments of the kernel's source; its places are as large as the logits have rows
+    unsafe { device.launch("sample", Launch::new(logits.rows, 1024), &args) }
+}
+
+/// Tokens that were drawn.
+pub(super) fn drawn(device: &dyn Driver, ring: Address, rows: usize) -> Result<Vec<Drawn>> {
+    let mut out = vec![0; DRAWN * rows];
+    // SAFETY: as long as it was lent
+    unsafe { device.read(ring, &mut out)? };
     let word = |b: &[u8], i: usize| [b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]];
     let drawn = |b: &[u8]| Drawn {
         id: u32::from_ne_bytes(word(b, 0)),
@@ -168,7 +202,7 @@ impl Cache {
         let layer = 2 * pages * PAGE * heads.hk * heads.d;
         let (k, v) = (arena.keep(layers * layer)?, arena.keep(layers * layer)?);
         let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, heads, device.processors()), heads);
-        let sizes = (1..=room.rows).map(most).fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
+        let sizes = (1..=room.rows.next_power_of_two()).map(most).fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
         let (parts, stats, done) = (arena.keep(sizes.0)?, arena.keep(sizes.1)?, arena.keep(sizes.2)?);
         let cache = Cache { caches: Caches { k, v, layer }, pages, layers, parts, stats, done, counters: sizes.2 };
         cache.clear(device)?;
@@ -218,7 +252,109 @@ struct Group {
     plans: Vec<(Option<usize>, [usize; 5])>,
 }
 
+/// Rows of a step, on the device.
+struct StepRows {
+    n: usize,
+    ids: Address,
+    positions: Address,
+    /// Rows whose logits are wanted, and how many.
+    wanted: (Address, usize),
+}
+
+/// No place in a page.
+const NOWHERE: u32 = u32::MAX;
+
+/// Sizes of a step that is recorded: sequences, and pages of each.
+pub type Bucket = (usize, usize);
+
+/// The bucket of so many sequences with so many pages at most: powers of two.
+pub fn bucket(rows: usize, pages: usize) -> Bucket {
+    (rows.next_power_of_two(), pages.max(1).next_power_of_two())
+}
+
+/// A step in which every sequence gets one token and draws the next, as numbers for the device.
+pub(super) struct Decoding {
+    pub bucket: Bucket,
+    sheet: Sheet,
+    ids: usize,
+    positions: usize,
+    slots: usize,
+    lengths: usize,
+    table: usize,
+    wanted: usize,
+    settings: usize,
+}
+
+impl Decoding {
+    /// Of no sequence: the largest that may come.
+    pub fn dry(bucket: Bucket) -> Decoding {
+        Decoding::new(bucket, &[], &[])
+    }
+
+    /// Of sequences that have grown already, with what they draw.
+    pub fn new(bucket: Bucket, rows: &[(u32, &Held)], draws: &[Draw]) -> Decoding {
+        let (b, p) = bucket;
+        let padded = |mut words: Vec<u32>, with: u32| {
+            words.resize(b, with);
+            words
+        };
+        let of = |f: &dyn Fn(&(u32, &Held)) -> u32| rows.iter().map(f).collect::<Vec<u32>>();
+        let mut sheet = Sheet::default();
+        let ids = sheet.put(&padded(of(&|(id, _)| *id), 0));
+        let positions = sheet.put(&padded(of(&|(_, held)| held.len() as u32 - 1), 0));
+        let slots = sheet.put(&padded(of(&|(_, held)| held.slot(held.len() - 1)), NOWHERE));
+        let lengths = sheet.put(&padded(of(&|(_, held)| held.len() as u32), 0));
+        let mut table = Vec::with_capacity(b * p);
+        for (i, (_, held)) in rows.iter().enumerate() {
+            table.extend(held.ids());
+            table.resize((i + 1) * p, 0);
+        }
+        table.resize(b * p, 0);
+        let table = sheet.put(&table);
+        let wanted = sheet.put(&(0..b as u32).collect::<Vec<_>>());
+        let mut all: Vec<Setting> = draws.iter().map(|draw| Setting::new(draw, 0)).collect();
+        all.resize(b, Setting { active: 0, ..Setting::default() });
+        let words: Vec<u32> = all.iter().flat_map(Setting::words).collect();
+        let settings = sheet.put(&words);
+        Decoding { bucket, sheet, ids, positions, slots, lengths, table, wanted, settings }
+    }
+}
+
 impl Work<'_> {
+    /// Brings a decoding step's numbers to where its bucket has them; what it returns is where tokens will be.
+    pub(super) fn place(&mut self, step: &Decoding) -> Result<(Address, Address)> {
+        let base = self.arena.lend(step.sheet.bytes())?;
+        step.sheet.write(self.device, base)?;
+        let ring = self.arena.lend(DRAWN * step.bucket.0)?;
+        Ok((base, ring))
+    }
+
+    /// Asks for a decoding step, all of it on the device: rows, model, draws.
+    pub(super) fn decode(&mut self, cache: &Cache, step: &Decoding, (base, ring): (Address, Address)) -> Result<()> {
+        let ((b, p), heads) = (step.bucket, self.parts.sizes.heads);
+        let batch = Batch {
+            rows: b,
+            pages: base.plus(step.table),
+            max_pages: p,
+            lengths: base.plus(step.lengths),
+            splits: Batch::splits(b, heads, self.device.processors()),
+            parts: cache.parts,
+            stats: cache.stats,
+            done: cache.done,
+        };
+        let slots = base.plus(step.slots);
+        let cached = Cached { caches: cache.caches, slots, batch: Some(batch), readings: Vec::new() };
+        let rows = StepRows {
+            n: b,
+            ids: base.plus(step.ids),
+            positions: base.plus(step.positions),
+            wanted: (base.plus(step.wanted), b),
+        };
+        let Some(logits) = self.enqueue(&rows, &cached)? else { return Ok(()) };
+        let tokens = self.arena.lend(4 * b)?;
+        sample(self.device, logits, (tokens, ring), base.plus(step.settings), Address::NONE)
+    }
+
     /// Tokens of keys and values that are read from pages in one go.
     fn room(&self) -> usize {
         let reading = self.purpose.sample.map_or(0, |room| room.reading);
@@ -245,12 +381,8 @@ impl Work<'_> {
         self.advance(cache, &mut feeds).map(|_| ())
     }
 
-    /// One step. Returns the logits (m, stride), float32, of the m sequences that want them, in order, which live until the
-    /// arena is reset.
-    pub(super) fn advance(&mut self, cache: &Cache, feeds: &mut [Feed<'_>]) -> Result<Option<Matrix>> {
-        let sizes = self.parts.sizes;
-        let heads = sizes.heads;
-        // 1. room for the new tokens, in all sequences or none
+    /// Room for the new tokens of all sequences, or of none; their lengths before.
+    pub(super) fn grow(&self, cache: &Cache, feeds: &mut [Feed<'_>]) -> Result<Vec<usize>> {
         let lens: Vec<usize> = feeds.iter().map(|f| f.held.len()).collect();
         for (feed, len) in feeds.iter().zip(&lens) {
             assert!(!feed.new.is_empty(), "BUG: a sequence was extended by no token");
@@ -269,6 +401,16 @@ impl Work<'_> {
                 cache.copy(self.device, self.parts.layers.len(), copied)?;
             }
         }
+        Ok(lens)
+    }
+
+    /// One step. Returns the logits (m, stride), float32, of the m sequences that want them, in order, which live until the
+    /// arena is reset.
+    pub(super) fn advance(&mut self, cache: &Cache, feeds: &mut [Feed<'_>]) -> Result<Option<Matrix>> {
+        let sizes = self.parts.sizes;
+        let heads = sizes.heads;
+        // 1. room for the new tokens, in all sequences or none
+        let lens = self.grow(cache, feeds)?;
         // 2. the rows: first those of sequences with one new token
         let mut order: Vec<usize> = (0..feeds.len()).filter(|i| feeds[*i].new.len() == 1).collect();
         let rows = order.len();
@@ -361,34 +503,44 @@ impl Work<'_> {
         };
         let readings = groups.iter().map(readings).collect();
         let cached = Cached { caches: cache.caches, slots: base.plus(slots_at), batch, readings };
-        // 4. the model
+        // 4. the model, and the head for those who want it
+        let rows = StepRows {
+            n,
+            ids: base.plus(ids_at),
+            positions: base.plus(positions_at),
+            wanted: (base.plus(wanted_at), wanted.len()),
+        };
+        self.enqueue(&rows, &cached)
+    }
+
+    /// The model over rows that are on the device; nothing here looks at the host.
+    fn enqueue(&mut self, rows: &StepRows, cached: &Cached) -> Result<Option<Matrix>> {
+        let (sizes, parts, n) = (self.parts.sizes, self.parts, rows.n);
         let bytes = 2 * n * sizes.hidden;
         let out = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
-        let (kernels, table) = (Kernels(self.device), self.parts.embed.value);
-        kernels.gather_rows(out.x, table.at, base.plus(ids_at), n, table.columns)?;
+        let table = parts.embed.value;
+        Kernels(self.device).gather_rows(out.x, table.at, rows.ids, n, table.columns)?;
         let mut stream = Stream { x: out.x, delta: Address::NONE };
-        let parts = self.parts;
         let mut pass = Pass {
             device: self.device,
             arena: self.arena,
             sizes,
             n,
             ropes: &parts.ropes,
-            positions: base.plus(positions_at),
-            attention: Rows::Cached(&cached),
+            positions: rows.positions,
+            attention: Rows::Cached(cached),
         };
         for layer in &parts.layers {
             stream = pass.forward(layer, stream, out, Keep::Nothing)?.0;
         }
-        if wanted.is_empty() {
+        if rows.wanted.1 == 0 {
             return Ok(None);
         }
-        // 5. the head, for those who want it
-        let ends = self.ends((base.plus(wanted_at), wanted.len()), stream)?;
+        let ends = self.ends(rows.wanted, stream)?;
         let v = parts.head.value.rows;
         let stride = v.next_multiple_of(8);
-        let at = self.arena.keep(4 * wanted.len() * stride)?;
-        let logits = Matrix { at, element: Element::F32, rows: wanted.len(), columns: v, stride };
+        let at = self.arena.keep(4 * rows.wanted.1 * stride)?;
+        let logits = Matrix { at, element: Element::F32, rows: rows.wanted.1, columns: v, stride };
         // SAFETY: kept for this product
         unsafe { self.device.product(&Product::rows(ends.h, parts.head.value, logits))? };
         Ok(Some(logits))

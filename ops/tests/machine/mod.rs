@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Form, Launch, Matrix, Product, Recorded, Ticket};
 use candle_core::{Result, bail};
@@ -102,19 +102,52 @@ pub struct Counts {
     pub launches: BTreeMap<&'static str, usize>,
     pub products: usize,
     pub reserved: usize,
+    /// Times that something recorded was asked for.
+    pub replayed: usize,
+}
+
+/// What can be recorded.
+#[derive(Clone, Debug)]
+enum Work {
+    Launch(&'static str, Launch, Vec<Arg>),
+    Product(Product),
+}
+
+/// Work that was recorded.
+struct Played {
+    work: Vec<Work>,
+    library: &'static Library,
+    counts: Arc<Mutex<Counts>>,
+}
+
+impl Recorded for Played {
+    unsafe fn replay(&self) -> Result<()> {
+        self.counts.lock().unwrap().replayed += 1;
+        for work in &self.work {
+            // SAFETY: the caller's promise
+            unsafe { self.library.run(work)? };
+        }
+        Ok(())
+    }
 }
 
 /// The device.
 pub struct Machine {
     library: &'static Library,
     memory: Mutex<BTreeMap<u64, Vec<u64>>>,
-    pub counts: Mutex<Counts>,
+    recording: Mutex<Option<Vec<Work>>>,
+    pub counts: Arc<Mutex<Counts>>,
 }
 
 impl Machine {
     /// `None` where there is no C++ compiler.
     pub fn open() -> Option<Machine> {
-        Some(Machine { library: library()?, memory: Mutex::default(), counts: Mutex::default() })
+        Some(Machine {
+            library: library()?,
+            memory: Mutex::default(),
+            recording: Mutex::default(),
+            counts: Arc::default(),
+        })
     }
 
     /// Panics unless all of it was lent.
@@ -126,9 +159,63 @@ impl Machine {
         at.0 as *mut u8
     }
 
-    fn check_matrix(&self, m: &Matrix) -> *mut c_void {
+    fn check_matrix(&self, m: &Matrix) {
         assert_eq!(m.at.0 % 16, 0, "a matrix begins at {:?}", m.at);
-        self.check(m.at, m.bytes()).cast()
+        self.check(m.at, m.bytes());
+    }
+
+    /// Runs it, or records it.
+    unsafe fn ask(&self, work: Work) -> Result<()> {
+        if let Some(recording) = &mut *self.recording.lock().unwrap() {
+            recording.push(work);
+            return Ok(());
+        }
+        // SAFETY: the caller's promise
+        unsafe { self.library.run(&work) }
+    }
+}
+
+impl Library {
+    unsafe fn run(&self, work: &Work) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match work {
+            // SAFETY: the caller's promise
+            Work::Launch(kernel, launch, args) => unsafe { self.launch(kernel, *launch, args) },
+            // SAFETY: as above
+            Work::Product(product) => unsafe { self.multiply(product) },
+        }
+    }
+
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let mut words: Vec<_> = args.iter().map(|arg| arg.words()).collect();
+        let sizes: Vec<usize> = words.iter().map(|(_, n)| *n).collect();
+        let pointers: Vec<*mut c_void> = words.iter_mut().map(|(words, _)| words.as_mut_ptr().cast()).collect();
+        let name = CString::new(kernel).unwrap();
+        let (grid, block) = (launch.grid.as_ptr(), launch.block.as_ptr());
+        let (pointers, n) = (pointers.as_ptr(), sizes.len());
+        // SAFETY: the caller's promise
+        let code = unsafe { (self.launch)(name.as_ptr(), grid, block, launch.shared, pointers, sizes.as_ptr(), n) };
+        match code {
+            0 => Ok(()),
+            1 => bail!("there is no kernel `{kernel}`"),
+            _ => bail!("the kernel `{kernel}` does not take arguments of {sizes:?} bytes"),
+        }
+    }
+
+    unsafe fn multiply(&self, p: &Product) -> Result<()> {
+        let (m, n, k) = p.sizes()?;
+        let form = match p.form {
+            Form::Rows => 0,
+            Form::Back => 1,
+            Form::Weight => 2,
+        };
+        let at = |m: &Matrix| m.at.0 as *mut c_void;
+        let float = c_int::from(p.c.element == Element::F32);
+        let (a, b, c) = (at(&p.a), at(&p.b), at(&p.c));
+        let (lda, ldb, ldc) = (p.a.stride, p.b.stride, p.c.stride);
+        // SAFETY: the caller's promise
+        unsafe { (self.product)(form, a, lda, b, ldb, c, ldc, float, m, n, k, p.scale, c_int::from(p.add)) };
+        Ok(())
     }
 }
 
@@ -172,59 +259,16 @@ impl Driver for Machine {
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         *self.counts.lock().unwrap().launches.entry(kernel).or_default() += 1;
-        let mut words: Vec<_> = args.iter().map(|arg| arg.words()).collect();
-        let sizes: Vec<usize> = words.iter().map(|(_, n)| *n).collect();
-        let pointers: Vec<*mut c_void> = words.iter_mut().map(|(words, _)| words.as_mut_ptr().cast()).collect();
-        let name = CString::new(kernel).unwrap();
-        let _turn = self.library.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the caller's promise
-        let code = unsafe {
-            (self.library.launch)(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                launch.block.as_ptr(),
-                launch.shared,
-                pointers.as_ptr(),
-                sizes.as_ptr(),
-                sizes.len(),
-            )
-        };
-        match code {
-            0 => Ok(()),
-            1 => bail!("there is no kernel `{kernel}`"),
-            _ => bail!("the kernel `{kernel}` does not take arguments of {sizes:?} bytes"),
-        }
+        unsafe { self.ask(Work::Launch(kernel, launch, args.to_vec())) }
     }
 
     unsafe fn product(&self, p: &Product) -> Result<()> {
         self.counts.lock().unwrap().products += 1;
-        let (m, n, k) = p.sizes()?;
-        let form = match p.form {
-            Form::Rows => 0,
-            Form::Back => 1,
-            Form::Weight => 2,
-        };
-        let (a, b, c) = (self.check_matrix(&p.a), self.check_matrix(&p.b), self.check_matrix(&p.c));
-        let float = c_int::from(p.c.element == Element::F32);
+        p.sizes()?;
+        [&p.a, &p.b, &p.c].into_iter().for_each(|m| self.check_matrix(m));
         // SAFETY: sizes were checked against the matrices, and those against the memory
-        unsafe {
-            (self.library.product)(
-                form,
-                a,
-                p.a.stride,
-                b,
-                p.b.stride,
-                c,
-                p.c.stride,
-                float,
-                m,
-                n,
-                k,
-                p.scale,
-                c_int::from(p.add),
-            );
-        }
-        Ok(())
+        unsafe { self.ask(Work::Product(*p)) }
     }
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
@@ -258,8 +302,12 @@ impl Driver for Machine {
         Ok(())
     }
 
-    fn record(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded + '_>> {
-        bail!("a processor records nothing")
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
+        *self.recording.lock().unwrap() = Some(Vec::new());
+        let done = work();
+        let recorded = self.recording.lock().unwrap().take().unwrap();
+        done?;
+        Ok(Box::new(Played { work: recorded, library: self.library, counts: self.counts.clone() }))
     }
 
     fn wait(&self) -> Result<()> {
