@@ -263,7 +263,9 @@ impl<'a> Pass<'a> {
         // memory: kept, or lent
         let place = |arena: &mut Arena, keep: bool, bytes: usize| if keep { arena.keep(bytes) } else { arena.lend(bytes) };
         let a = &mut *self.arena;
-        let x = place(a, keep != Keep::Nothing, hidden)?;
+        // a stream in one part is copied where it is kept, for it goes on in the same place
+        let whole = stream.delta == none;
+        let x = if whole && keep == Keep::Nothing { stream.x } else { place(a, keep != Keep::Nothing, hidden)? };
         let root = place(a, all, 4 * n)?;
         let qkv = place(a, all, 2 * n * heads.width())?;
         let lse = place(a, all, 4 * n * heads.h)?;
@@ -275,18 +277,14 @@ impl<'a> Pass<'a> {
         let (h, turned) = (a.lend(hidden)?, a.lend(2 * n * heads.width())?);
         let k = self.kernels();
         let shape = (n, s.hidden);
-        // 1. attention
-        if before {
-            // a stream that comes in one part is copied by the norm all the same, for what is kept is ours
-            let sum = if stream.delta == none { none } else { x };
-            k.rms_norm(h, root, sum, stream.x, stream.delta, none, layer.norm.value, shape, s.eps)?;
-            if stream.delta == none {
-                // SAFETY: both are (n, hidden)
-                unsafe { self.device.copy(x, stream.x, hidden)? };
-            }
-        } else {
+        if whole && x != stream.x {
             // SAFETY: both are (n, hidden)
             unsafe { self.device.copy(x, stream.x, hidden)? };
+        }
+        // 1. attention
+        if before {
+            let sum = if whole { none } else { x };
+            k.rms_norm(h, root, sum, stream.x, stream.delta, none, layer.norm.value, shape, s.eps)?;
         }
         self.linear(&layer.qkv, if before { h } else { x }, qkv)?;
         let turn = self.turn(layer);

@@ -111,6 +111,7 @@ pub struct Counts {
 enum Work {
     Launch(&'static str, Launch, Vec<Arg>),
     Product(Product),
+    Copy(Address, Address, usize),
 }
 
 /// Work that was recorded.
@@ -183,6 +184,11 @@ impl Library {
             Work::Launch(kernel, launch, args) => unsafe { self.launch(kernel, *launch, args) },
             // SAFETY: as above
             Work::Product(product) => unsafe { self.multiply(product) },
+            Work::Copy(to, from, bytes) => {
+                // SAFETY: as above
+                unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, *bytes) };
+                Ok(())
+            }
         }
     }
 
@@ -297,9 +303,10 @@ impl Driver for Machine {
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.check(from, bytes);
+        self.check(to, bytes);
         // SAFETY: checked to be our memory
-        unsafe { std::ptr::copy(self.check(from, bytes), self.check(to, bytes), bytes) };
-        Ok(())
+        unsafe { self.ask(Work::Copy(to, from, bytes)) }
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
