@@ -11,6 +11,7 @@ use actloom_ops::gpu::engine::{Engine, Purpose, Shape};
 use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
+use actloom_ops::infer::sampling::Draw;
 use actloom_ops::infer::{Completion, Request, Sampling, Tokens, complete};
 use actloom_ops::model::lora::{Lora, attach};
 use actloom_ops::model::{Model, Target};
@@ -352,4 +353,84 @@ fn every_kernel_passes_the_checks_that_a_device_is_given() {
     })
     .unwrap();
     assert!(wrong.is_empty() && fine > 100, "{fine} fine, {wrong:#?}");
+}
+
+#[test]
+fn launches_of_a_layer_are_few_and_nothing_is_reserved_after_the_first_pass() {
+    // (of a pass forward and backward, of a decoding step), kernels and products together
+    let asked = |layers: usize| -> Option<(usize, usize)> {
+        let device = Machine::open()?;
+        let counts = device.counts.clone();
+        let mut config = small::qwen3();
+        config["num_hidden_layers"] = json!(layers);
+        let model = model(&config, 32, 2);
+        let room = Room { rows: 4, chunk: 64, tokens: 512, reading: 128 };
+        let purpose = Purpose { row_tokens: 160, positions: 128, sample: Some(room), ..Purpose::default() };
+        let mut engine = engine(device, &model, purpose);
+        let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
+        let count = || {
+            let counts = counts.lock().unwrap();
+            assert_eq!(counts.reserved, 1);
+            counts.launches.values().sum::<usize>() + counts.products
+        };
+        let before = count();
+        engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
+        let pass = count() - before;
+        let draw = Draw { settings: Sampling::plain(1.0, 1), open: None, place: (1, 2, 3) };
+        let mut held = engine.sequence();
+        engine.advance(&mut [Feed { held: &mut held, new: &ids[..5], logits: false }]).unwrap();
+        let before = count();
+        let mut steps = Vec::new();
+        for t in 0..3 {
+            let mut feeds = [Feed { held: &mut held, new: &ids[t..t + 1], logits: true }];
+            engine.advance_drawing(&mut feeds, std::slice::from_ref(&draw)).unwrap();
+            steps.push(count() - before);
+        }
+        // run, then recorded; later steps ask for nothing by themselves
+        assert_eq!(steps[0], steps[2]);
+        Some((pass, steps[0] / 2))
+    };
+    let Some((two, three)) = asked(2).zip(asked(3)) else { return };
+    assert_eq!((three.0 - two.0, three.1 - two.1), (32, 9), "of a layer");
+    assert!(two.0 < 2 * 32 + 16 && two.1 < 2 * 9 + 8, "{two:?} of two layers with all that is around them");
+}
+
+#[test]
+fn training_waits_for_sequences_where_both_do_not_fit_and_two_hundred_updates_need_no_more_memory() {
+    let Some(device) = Machine::open() else { return };
+    let mut config = small::qwen2();
+    config["num_hidden_layers"] = json!(1);
+    let model = model(&config, 64, 2);
+    let room = Room { rows: 2, chunk: 32, tokens: 256, reading: 64 };
+    let purpose = Purpose { row_tokens: 64, positions: 64, chunk: 32, sample: Some(room), ..Purpose::default() };
+    let mut engine = engine(device, &model, purpose);
+    let ids = small::ids(&mut Rng::at(2, &[]), 12, 67);
+    let targets = [Target { row: 3, id: 1 }, Target { row: 11, id: 9 }];
+    let mut held = engine.sequence();
+    engine.advance(&mut [Feed { held: &mut held, new: &ids, logits: true }]).unwrap();
+    let error = engine.train(&ids, &Packing::single(12), &targets, 1.0, coefficient).unwrap_err().to_string();
+    assert!(error.contains("1 pages of sequences are in use where a pass over rows works"), "{error}");
+    drop(held);
+    let rule = Rule { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1.0 };
+    let mut losses = Vec::new();
+    for step in 1..=200 {
+        let stats = engine.train(&ids, &Packing::single(12), &targets, 1.0, |_, _| -0.5).unwrap();
+        losses.push(-stats.iter().map(|s| s.logp).sum::<f32>());
+        engine.update(&rule, 1e-3, step).unwrap().unwrap();
+    }
+    assert!(losses[199] < 0.1 * losses[0], "{} from {}", losses[199], losses[0]);
+    let (used, reserved) = engine.memory();
+    assert!(used <= reserved);
+    // pages are clean again
+    let mut held = engine.sequence();
+    let logits = engine.advance(&mut [Feed { held: &mut held, new: &ids, logits: true }]).unwrap();
+    let scored = engine_logp(&logits, 9);
+    let stats = -losses[199];
+    assert!(logits.iter().all(|x| x.is_finite()) && scored > stats - 0.5, "{scored} {stats}");
+}
+
+/// Log-probability of an id.
+fn engine_logp(logits: &[f32], id: usize) -> f32 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits[id] - top - logits.iter().map(|x| (x - top).exp()).sum::<f32>().ln()
 }
