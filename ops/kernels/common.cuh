@@ -57,6 +57,11 @@ __device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at
 __device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
 __device__ __forceinline__ float4 load_past_l1(const float4 *from) { return __ldcg(from); }
 
+__device__ __forceinline__ int count_bits(unsigned x) { return __popc(x); }
+
+// Adds `by`, as no two threads at once; returns what was there.
+__device__ __forceinline__ unsigned claim(unsigned *at, unsigned by) { return atomicAdd(at, by); }
+
 // On the processor, stops where an address is no multiple of 16.
 __device__ __forceinline__ void check_aligned(const void *) {}
 

@@ -6,7 +6,8 @@
 //
 // Logits (rows, v) and gradients lie at the same `stride` between rows, a multiple of 8 not below v, at addresses that are
 // multiples of 16; what stands between v and the next multiple of 8 is read but counts for nothing, and becomes 0 in gradients.
-// Rows times stride may pass 2^31. All kernels: grid rows, block 512 (any whole warps).
+// Rows times stride may pass 2^31. All kernels: grid rows, block 1,024 (or any whole
+// warps; as many as `sample` has give the sampler's log-probabilities at temperature 1, bit for bit, of equal logits).
 #include "softmax.cuh"
 
 // Of softmax(logits / temperature), all in nats: `row_stats` of nn/cpu/rows.rs, and the largest tempered logit.
@@ -15,7 +16,7 @@ struct alignas(16) Stats {
 };
 
 __device__ __forceinline__ Stats statistics(const float *z, int v, unsigned target, float scale, float *scratch) {
-    Softmax s = softmax<true, false>(z, v, scale * LOG2_E, 0, scratch);
+    Softmax s = softmax<true>(z, v, scale * LOG2_E, scratch);
     float log_total = logf(s.sum);
     return {(z[target] - s.max) * scale - log_total, log_total - LN_2 * s.weighted / s.sum, s.max * scale + log_total,
             s.max * scale};

@@ -54,3 +54,8 @@ fn kernels_of_the_head_are_those_of_float64() {
 fn kernels_of_the_optimizer_are_the_processors() {
     emulated("optimizer");
 }
+
+#[test]
+fn kernels_of_sampling_draw_what_the_processor_draws() {
+    emulated("sampling");
+}

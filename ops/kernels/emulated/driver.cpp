@@ -20,6 +20,9 @@ namespace head {
 namespace optimizer {
 #include "../optimizer.cu"
 }
+namespace sampling {
+#include "../sampling.cu"
+}
 namespace attention {
 #include "../attention.cu"
 }
@@ -84,6 +87,7 @@ const std::unordered_map<std::string, Kernel> &kernels() {
         KERNEL(optimizer, adamw_f32_bf16),
         KERNEL(optimizer, adamw_bf16_f32),
         KERNEL(optimizer, adamw_bf16_bf16),
+        KERNEL(sampling, sample),
         KERNEL(attention, attention_forward_32),
         KERNEL(attention, attention_dq_32),
         KERNEL(attention, attention_dkv_32),

@@ -265,6 +265,12 @@ inline float load_past_l1(const float *from) { return *from; }
 inline float4 load_past_l1(const float4 *from) { return *from; }
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int count_bits(unsigned x) { return __builtin_popcount(x); }
+inline unsigned claim(unsigned *at, unsigned by) {
+    unsigned was = *at;
+    *at += by;
+    return was;
+}
 inline void check_aligned(const void *p) {
     if (reinterpret_cast<uintptr_t>(p) % 16) machine::fail("16 bytes at an address that is not aligned");
 }

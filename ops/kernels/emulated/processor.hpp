@@ -139,4 +139,105 @@ class Rng {
     double uniform() { return double(next_u64() >> 11) / double(1ull << 53); }
 };
 
+// --- sampling.rs --------------------------------------------------------------------------------------------------------
+
+struct Sampling {
+    double temperature = 1;
+    unsigned top_k = 0;
+    double top_p = 1, min_p = 0;
+
+    bool is_whole() const { return temperature == 0 || (top_k == 0 && top_p >= 1 && min_p <= 0); }
+};
+
+struct Drawn {
+    unsigned id;
+    float logp, full;
+};
+
+inline unsigned likeliest(const std::vector<float> &z) {
+    unsigned best = 0;
+    for (unsigned i = 0; i < z.size(); i++)
+        if (z[i] > z[best]) best = i;
+    return best;
+}
+
+// `f32::total_cmp`, as integers.
+inline int32_t total(float x) {
+    int32_t bits = int32_t(bits_of(x));
+    return bits ^ int32_t(uint32_t(bits >> 31) >> 1);
+}
+
+// What is cut off becomes -infinity. The order is sorted as a whole, which gives what the processor's sorting in part does.
+inline void cut(std::vector<float> &z, const Sampling &s) {
+    float top = z[likeliest(z)];
+    std::vector<unsigned> order(z.size());
+    for (unsigned i = 0; i < z.size(); i++) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](unsigned a, unsigned b) {
+        return total(z[a]) != total(z[b]) ? total(z[a]) > total(z[b]) : a < b;
+    });
+    if (s.top_k > 0 && s.top_k < z.size()) {
+        float limit = z[order[s.top_k - 1]];
+        for (float &x : z)
+            if (x < limit) x = -INFINITY;
+    }
+    if (s.top_p >= 1 && s.min_p <= 0) return;
+    float scale = 1.0f / float(s.temperature), shift = multiply(top, scale);
+    std::vector<float> weights;
+    for (float x : z) weights.push_back(exp(multiply(x, scale) - shift));
+    if (s.top_p < 1) {
+        double total = 0;
+        for (float p : weights) total += p;
+        double want = s.top_p * total, sum = 0;
+        bool first = true;
+        for (unsigned id : order) {
+            if (!(weights[id] > 0)) continue;
+            if (sum < want || first)
+                sum += weights[id];
+            else
+                z[id] = -INFINITY;
+            first = false;
+        }
+    }
+    if (s.min_p > 0) {
+        for (size_t i = 0; i < z.size(); i++)
+            if (double(weights[i]) < s.min_p) z[i] = -INFINITY;
+    }
+}
+
+inline unsigned pick(const std::vector<float> &z, float temperature, Rng &rng) {
+    float scale = 1.0f / temperature, lse = row_stats(z.data(), int(z.size()), 0, temperature).lse;
+    double left = rng.uniform();
+    unsigned chosen = 0;
+    for (unsigned i = 0; i < z.size(); i++) {
+        float p = exp(multiply(z[i], scale) - lse);
+        if (p > 0) {
+            chosen = i;
+            left -= p;
+            if (left < 0) break;
+        }
+    }
+    return chosen;
+}
+
+// The logits that are left, of those of `open` where there is one.
+inline std::vector<float> masked(const std::vector<float> &logits, const Sampling &s, const std::vector<unsigned> *open) {
+    auto z = logits;
+    if (open) {
+        z.assign(logits.size(), -INFINITY);
+        for (unsigned id : *open) z[id] = logits[id];
+    }
+    if (!s.is_whole()) cut(z, s);
+    return z;
+}
+
+inline Drawn draw(const std::vector<float> &logits, const Sampling &s, const std::vector<unsigned> *open, Rng &rng) {
+    auto z = masked(logits, s, open);
+    bool held = open || !s.is_whole(), greedy = s.temperature == 0;
+    float temperature = greedy ? 1.0f : float(s.temperature);
+    unsigned id = greedy ? likeliest(z) : pick(z, temperature, rng);
+    float logp = row_stats(z.data(), int(z.size()), id, temperature).logp;
+    float full = held || temperature != 1.0f ? row_stats(logits.data(), int(z.size()), id, 1.0f).logp : logp;
+    return {id, logp, full};
+}
+
 }  // namespace processor

@@ -11,8 +11,8 @@ use super::memory::Arena;
 use super::weights::Weight;
 use crate::nn::layer::TokenStats;
 
-/// Threads that share a row of logits.
-const BLOCK: u32 = 512;
+/// Threads that share a row of logits: as many as in `sample`, whose sums are the same then.
+const BLOCK: u32 = 1024;
 /// Bytes of a row's statistics: log-probability, entropy, log of the sum, largest.
 const STATS: usize = 16;
 
