@@ -212,10 +212,10 @@ __device__ __forceinline__ void adamw(float *p, G *g, M *m, float *v, const Segm
 
 // Grid chunks, block 256. p, m, v and g lie alike, as `segments` says; p, v: float32; g becomes 0 for the next step.
 //
-// The types in the names are of gradient and first moment. A first moment in bf16 is rounded at random, by the 16-bit numbers of the
-// stream `number` of `seed` (two a word, the lower half first; eight elements a block of four words, by their place in the
-// buffers): to the nearest, a moment would stand still as soon as a tenth of a new gradient is below half a unit of its last
-// place. The step itself is made with the moment before it is rounded. A gradient in bf16 cannot be added up over batches.
+// The types in the names are of gradient and first moment. A first moment in bf16 is rounded at random, by the 16-bit numbers
+// of the stream `number` of `seed` (two a word, the lower half first; eight elements a block of four words, by their place in
+// the buffers): to the nearest, a moment would stand still as soon as a tenth of a new gradient is below half a unit of its
+// last place. The step itself is made with the moment before it is rounded. A gradient in bf16 cannot be added up over batches.
 // Bytes a parameter, with the bf16 copy: f32_f32 18, f32_bf16 16, bf16_f32 16, bf16_bf16 14.
 #define ADAMW(name, G, M)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                         \

@@ -1,5 +1,5 @@
-// Philox 4x32-10, the generator of `ops/src/rng.rs`: the block of four words at `counter` of the stream `stream` of `seed`, without
-// any state. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+// Philox 4x32-10, the generator of `ops/src/rng.rs`: the block of four words at `counter` of the stream `stream` of `seed`,
+// without any state. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 #pragma once
 
 #include "common.cuh"

@@ -60,9 +60,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
 }
 
-// Gradient of y = norm(x) w, given x and the root: dx = (residual +) root (dy w - x c) with c = root^2 mean(dy w x); `residual` is
-// a gradient that reaches x beside the norm. A row of `partial` (ceil(n / 16), width) gets the sum of dy x root over 16 tokens;
-// null where w is frozen. dx may be dy, x or residual. Grid ceil(n / 16), block as `rms_norm`.
+// Gradient of y = norm(x) w, given x and the root: dx = (residual +) root (dy w - x c) with c = root^2 mean(dy w x); `residual`
+// is a gradient that reaches x beside the norm. A row of `partial` (ceil(n / 16), width) gets the sum of dy x root over 16
+// tokens; null where w is frozen. dx may be dy, x or residual. Grid ceil(n / 16), block as `rms_norm`.
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm_backward(bf16 *dx, float *partial, const bf16 *dy, const bf16 *x, const float *w, const float *root,
                       const bf16 *residual, int n, int width) {
@@ -219,11 +219,11 @@ __device__ __forceinline__ void copy_values(bf16 *to, const bf16 *from, int kv, 
     }
 }
 
-// Norm and rotation of the queries and keys of qkv (n, (h + 2 hk) d) into `out` of the same shape, whose values are copied where
-// `with_v` and left alone otherwise. The norms' weights, both or neither: of a head (d), or where `whole`, of all queries (h d)
-// and all keys (hk d). cos, sin: (positions, d/2); positions: (n). Where there is a cache, k and v also go into k_cache and v_cache
-// (pages, 64, hk, d), to the token slots[row] = page * 64 + place in the page; 0xffffffff is no place. out may be qkv.
-// Grid n, block (h + hk) g rounded up to whole warps, at most 1,024; g is the least power of two not below d / 16.
+// Norm and rotation of the queries and keys of qkv (n, (h + 2 hk) d) into `out` of the same shape, whose values are copied
+// where `with_v` and left alone otherwise. The norms' weights, both or neither: of a head (d), or where `whole`, of all queries
+// (h d) and all keys (hk d). cos, sin: (positions, d/2); positions: (n). Where there is a cache, k and v also go into k_cache
+// and v_cache (pages, 64, hk, d), to the token slots[row] = page * 64 + place in the page; 0xffffffff is no place. out may be
+// qkv. Grid n, block (h + hk) g rounded up to whole warps, at most 1,024; g is the least power of two not below d / 16.
 extern "C" __global__ void __launch_bounds__(1024)
     norm_rotate(bf16 *out, bf16 *k_cache, bf16 *v_cache, const bf16 *qkv, const float *q_norm, const float *k_norm,
                 const float *cos, const float *sin, const unsigned *positions, const unsigned *slots, int h, int hk, int d,
@@ -375,8 +375,8 @@ extern "C" __global__ void __launch_bounds__(1024) column_sums(float *partial, c
 
 // --- 4. SwiGLU ----------------------------------------------------------------------------------------------------------
 
-// y (n, width) = silu(gate) up; x (n, 2 width) has gate in the first half of each row and up in the second. Width a multiple of 8;
-// grid (ceil(width / 8 / block), min(n, 65,535)). Shazeer, "GLU variants improve Transformer", 2020.
+// y (n, width) = silu(gate) up; x (n, 2 width) has gate in the first half of each row and up in the second. Width a multiple of
+// 8; grid (ceil(width / 8 / block), min(n, 65,535)). Shazeer, "GLU variants improve Transformer", 2020.
 extern "C" __global__ void __launch_bounds__(1024) swiglu(bf16 *y, const bf16 *x, int n, int width) {
     int i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= width) return;
@@ -391,8 +391,8 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu(bf16 *y, const bf16 *x
     }
 }
 
-// Gradient of `swiglu`: dx (n, 2 width), laid out as x, given dy (n, width) and x; where `y` is given, it gets the forward's output
-// again, to the same bits. dx may be x, and y may be dy. Grid as `swiglu`.
+// Gradient of `swiglu`: dx (n, 2 width), laid out as x, given dy (n, width) and x; where `y` is given, it gets the forward's
+// output again, to the same bits. dx may be x, and y may be dy. Grid as `swiglu`.
 extern "C" __global__ void __launch_bounds__(1024)
     swiglu_backward(bf16 *dx, bf16 *y, const bf16 *dy, const bf16 *x, int n, int width) {
     int i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
@@ -459,8 +459,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     store(to, sum);
 }
 
-// Gradient of a selection: dx (n, width) = for each row j the sum of the rows order[starts[j]] .. order[starts[j + 1]] without the
-// last of dy, zero where there is none; starts: (n + 1). Grid (n, ceil(width / 8 / block)).
+// Gradient of a selection: dx (n, width) = for each row j the sum of the rows order[starts[j]] .. order[starts[j + 1]] without
+// the last of dy, zero where there is none; starts: (n + 1). Grid (n, ceil(width / 8 / block)).
 extern "C" __global__ void __launch_bounds__(1024)
     scatter_rows(bf16 *dx, const bf16 *dy, const unsigned *order, const unsigned *starts, int width) {
     int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8;

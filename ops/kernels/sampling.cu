@@ -320,8 +320,8 @@ __device__ __forceinline__ Interval search(const Source &source, float top, floa
     return {key, key + 1, in.above + block_sum(more, room.sums)};
 }
 
-// What stays: z at least `least`, in the order of cutting (larger first, then the lower id) not behind the one with `key` at `last`,
-// with a weight of at least `share`.
+// What stays: z at least `least`, in the order of cutting (larger first, then the lower id) not behind the one with `key` at
+// `last`, with a weight of at least `share`.
 struct Rule {
     float least;
     unsigned key;
@@ -339,10 +339,10 @@ __device__ __forceinline__ uint64_t uniform(uint64_t seed, uint64_t stream, uint
     return (low | high << 32) & ~uint64_t(0x7ff);
 }
 
-// Draws from logits (sequences, v) float32, whose rows are `stride` apart, a multiple of 4, at an address that is a multiple of 16. The
-// token goes to tokens[sequence], the input of the next step, and with its log-probabilities to ring[position % length][sequence]
-// of `ring` (length, sequences); the position goes on by one. Sequences that are not active are left alone. Logits that are no
-// numbers make `full` no number. Grid sequences, block 1,024 (or any two to 32 warps).
+// Draws from logits (sequences, v) float32, whose rows are `stride` apart, a multiple of 4, at an address that is a multiple of
+// 16. The token goes to tokens[sequence], the input of the next step, and with its log-probabilities to ring[position %
+// length][sequence] of `ring` (length, sequences); the position goes on by one. Sequences that are not active are left alone.
+// Logits that are no numbers make `full` no number. Grid sequences, block 1,024 (or any two to 32 warps).
 extern "C" __global__ void __launch_bounds__(1024)
     sample(unsigned *tokens, Drawn *ring, unsigned length, Draw *draws, const unsigned *open, const float *logits, int v,
            long stride) {
@@ -428,10 +428,10 @@ extern "C" __global__ void __launch_bounds__(1024)
     draw.position++;
 }
 
-// Makes room for each sequence's next token, between a draw and the step that takes it in: its position and its slot in the pages,
-// pages[sequence][position / 64] * 64 + position % 64, which the host has provided, and a length that counts it. A sequence of
-// length 0 is a place of the batch that nobody has, and gets no slot. pages: (sequences, max_pages). One thread a sequence; any
-// grid and block that has as many.
+// Makes room for each sequence's next token, between a draw and the step that takes it in: its position and its slot in the
+// pages, pages[sequence][position / 64] * 64 + position % 64, which the host has provided, and a length that counts it. A
+// sequence of length 0 is a place of the batch that nobody has, and gets no slot. pages: (sequences, max_pages). One thread a
+// sequence; any grid and block that has as many.
 extern "C" __global__ void advance(unsigned *positions, unsigned *slots, unsigned *lengths, const unsigned *pages, int max_pages,
                                    int sequences) {
     int b = blockIdx.x * blockDim.x + threadIdx.x;

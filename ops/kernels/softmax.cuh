@@ -16,8 +16,8 @@ struct Softmax {
     float max, sum, weighted;
 };
 
-// z: v logits at a 16-byte address, readable up to the next multiple of 4. `factor` is scale log2(e), `scratch` as in `block_sum`.
-// Every thread gets the result.
+// z: v logits at a 16-byte address, readable up to the next multiple of 4. `factor` is scale log2(e), `scratch` as in
+// `block_sum`. Every thread gets the result.
 template <bool ENTROPY>
 __device__ __forceinline__ Softmax softmax(const float *z, int v, float factor, float *scratch) {
     constexpr int DEEP = 4;  // vectors of four that are on their way together

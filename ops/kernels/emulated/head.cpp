@@ -1,8 +1,8 @@
 // Tests of head.cu on the processor: against float64, and against the processor's own loops.
 //
-// That they find errors was tried by making them, one by one: the sum not shrunk at a new maximum, the weighted sum not moved with
-// it, a tail that is read beyond v, a stride computed in 32 bits, the target's place in a vector, a temperature left out of the
-// gradient, each barrier left out.
+// That they find errors was tried by making them, one by one: the sum not shrunk at a new maximum, the weighted sum not moved
+// with it, a tail that is read beyond v, a stride computed in 32 bits, the target's place in a vector, a temperature left out
+// of the gradient, each barrier left out.
 #include <sys/mman.h>
 
 #include "processor.hpp"
@@ -70,8 +70,8 @@ static void rows_of(int rows, int v, unsigned threads, float temperature, Kind k
         }
     }
     // 2. the kernels
-    std::string of = std::to_string(rows) + " x " + std::to_string(v) + " at " + std::to_string(temperature).substr(0, 4) + ", kind " +
-                     std::to_string(kind) + ", " + std::to_string(threads) + " threads";
+    std::string of = std::to_string(rows) + " x " + std::to_string(v) + " at " + std::to_string(temperature).substr(0, 4) +
+                     ", kind " + std::to_string(kind) + ", " + std::to_string(threads) + " threads";
     std::vector<Stats> before;
     for (unsigned seed = 1; seed <= 2; seed++) {
         auto stats = poisoned<Stats>(rows), again = poisoned<Stats>(rows);

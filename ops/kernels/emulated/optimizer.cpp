@@ -51,8 +51,10 @@ static std::vector<T> as(const std::vector<float> &x) {
 
 // A few steps; `scale` is that of gradients.
 template <class G, class M>
-static void steps(const std::string &name, void (*kernel)(float *, G *, M *, float *, const Segment *, int, const Step *, float, float, float, uint64_t),
-                  const std::vector<long> &lengths, double limit, double scale, unsigned threads) {
+using Kernel = void (*)(float *, G *, M *, float *, const Segment *, int, const Step *, float, float, float, uint64_t);
+template <class G, class M>
+static void steps(const std::string &name, Kernel<G, M> kernel, const std::vector<long> &lengths, double limit, double scale,
+                  unsigned threads) {
     constexpr uint64_t SEED = 0x123456789abcdefull;
     Layout layout(lengths);
     int count = int(lengths.size());
@@ -92,7 +94,10 @@ static void steps(const std::string &name, void (*kernel)(float *, G *, M *, flo
         // 2. the processor's step, with the same factor
         for (auto &s : layout.segments) {
             std::vector<float> x, moment;
-            for (long i = 0; i < s.length; i++) x.push_back(number(g[s.begin + i])), moment.push_back(number(want_m[s.begin + i]));
+            for (long i = 0; i < s.length; i++) {
+                x.push_back(number(g[s.begin + i]));
+                moment.push_back(number(want_m[s.begin + i]));
+            }
             processor::AdamStep a = {float(lr * s.rate), float(beta1), float(beta2), float(eps), s.decay, step.scale,
                                      {step.correction[0], step.correction[1]}};
             processor::adamw(&want_p[s.begin], x.data(), moment.data(), &want_v[s.begin], s.length, a);
@@ -136,7 +141,8 @@ static void steps(const std::string &name, void (*kernel)(float *, G *, M *, flo
 static void not_finite() {
     Layout layout({10, 40000, 5, 8, 17000});
     int count = int(layout.segments.size());
-    for (auto [segment, at, bad] : {std::tuple(0, 3l, float(NAN)), std::tuple(1, 39999l, -float(INFINITY)), std::tuple(4, 16384l, float(NAN))}) {
+    auto nan = float(NAN), infinity = float(INFINITY);
+    for (auto [segment, at, bad] : {std::tuple(0, 3l, nan), std::tuple(1, 39999l, -infinity), std::tuple(4, 16384l, nan)}) {
         Random random(segment);
         auto p = random.floats(layout.size), m = p, v = p, g = random.floats(layout.size, 1e25);
         g[layout.segments[segment].begin + at] = bad;
@@ -170,7 +176,10 @@ static void many_chunks() {
     Random random(1);
     std::vector<double> partial;
     double sum = 0;
-    for (unsigned i = 0; i < layout.chunks; i++) partial.push_back(random.normal() * random.normal()), sum += partial[i] *= partial[i];
+    for (unsigned i = 0; i < layout.chunks; i++) {
+        partial.push_back(pow(random.normal() * random.normal(), 2));
+        sum += partial[i];
+    }
     Step step = {}, again = {};
     launch(1, 1024, 0, 1, [&] { clip(&step, partial.data(), layout.segments.data(), 3, layout.chunks, 1); });
     launch(1, 1024, 0, 2, [&] { clip(&again, partial.data(), layout.segments.data(), 3, layout.chunks, 1); });

@@ -1,9 +1,9 @@
 // Tests of rows.cu on the processor.
 //
 // Gradients are held against central differences of the forward in float64, so no formula is written twice. That these tests
-// find errors was tried by making some thirty, one by one: `hk` for `h` in the sums over heads, `d` for `d / 2` in the place of a
-// row of the tables, each barrier left out, lanes and chains exchanged in `add_partials`, a residual's gradient left out, gate and
-// up exchanged, a row of an order left out, a cut in `each` that is one off, root for its square.
+// find errors was tried by making some thirty, one by one: `hk` for `h` in the sums over heads, `d` for `d / 2` in the place of
+// a row of the tables, each barrier left out, lanes and chains exchanged in `add_partials`, a residual's gradient left out,
+// gate and up exchanged, a row of an order left out, a cut in `each` that is one off, root for its square.
 #include "check.hpp"
 #include "../rows.cu"
 
@@ -161,7 +161,8 @@ struct Shape {
 };
 
 // `rope_rows` of nn/cpu/rows.rs, word for word.
-static void rope_rows(float *x, int n, int heads, int d, const float *cos, const float *sin, const unsigned *positions, float sign) {
+static void rope_rows(float *x, int n, int heads, int d, const float *cos, const float *sin, const unsigned *positions,
+                      float sign) {
     int half = d / 2;
     for (int row = 0; row < n; row++) {
         const float *c = cos + positions[row] * half, *s = sin + positions[row] * half;
