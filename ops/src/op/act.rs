@@ -116,9 +116,11 @@ impl Op for Act {
 
     fn ports(&self, p: &Params) -> Ports {
         let validation = "pairs of other tasks that `validate` asks, all of them; left out, those held out of `pairs`";
-        let ports = Ports::new()
-            .input("model", Kind::MODEL, "the model to start from")
-            .input("pairs", Kind::PAIRS, "pairs of actions; those held out are not trained on");
+        let ports = Ports::new().input("model", Kind::MODEL, "the model to start from").input(
+            "pairs",
+            Kind::PAIRS,
+            "pairs of actions; those held out are not trained on",
+        );
         p.training.outputs(match p.validate {
             Some(_) => ports.port("validation", &[Kind::PAIRS], Arity::Optional, validation),
             None => ports,

@@ -1,7 +1,6 @@
 //! `eval`: counts the scores of a policy from the episodes it played.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports};
-use camino::Utf8Path;
+use actloom_engine::op::{Arity, InputArtifact, Kind, Op, OpContext, OpError, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,16 +38,16 @@ fn resamples() -> usize {
 impl Op for Eval {
     type Params = EvalParams;
     const NAME: &'static str = "eval";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str =
         "Counts success, steps, invalid actions and causes of failure of played episodes, with intervals";
 
     fn ports(&self, _params: &EvalParams) -> Ports {
         let baseline = "Another policy's episodes of the same tasks, to be compared with task by task";
         Ports::new()
-            .input("episodes", Kind::EPISODES, "What was played")
+            .port("episodes", &[Kind::EPISODES], Arity::Many, "What was played; several files are scored as one")
             .port("critic", &[Kind::SCORES], Arity::Optional, "A critic's numbers, added with the prefix `critic_`")
-            .port("baseline", &[Kind::EPISODES], Arity::Optional, baseline)
+            .port("baseline", &[Kind::EPISODES], Arity::ManyOptional, baseline)
             .output(
                 "scores",
                 Kind::SCORES,
@@ -57,16 +56,16 @@ impl Op for Eval {
     }
 
     fn run(&self, params: &EvalParams, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
-        let path = ctx.input("episodes");
         let counting = Counting { loop_at: params.loop_at, resamples: params.resamples, seed: ctx.seed("bootstrap") };
-        let episodes = played(path)?;
+        let episodes = played(ctx.inputs("episodes"))?;
         let mut scores = Scores::of_episodes(&episodes, &counting);
         if let Some(critic) = ctx.input_opt("critic") {
             scores.merge("critic_", &Scores::read(critic)?);
         }
-        if let Some(other) = ctx.input_opt("baseline") {
+        if !ctx.inputs("baseline").is_empty() {
             // its own intervals are of no interest here
-            let baseline = Scores::of_episodes(&played(other)?, &Counting { resamples: 0, ..counting });
+            let other = played(ctx.inputs("baseline"))?;
+            let baseline = Scores::of_episodes(&other, &Counting { resamples: 0, ..counting });
             scores.compare(&baseline, &counting).map_err(|why| {
                 OpError::with_help(
                     why,
@@ -80,12 +79,16 @@ impl Op for Eval {
     }
 }
 
-fn played(path: &Utf8Path) -> Result<Vec<Episode>, OpError> {
-    let episodes: Vec<Episode> = artifact::read(path)?;
-    if episodes.is_empty() {
-        return Err(OpError::failed(format!("cannot score `{path}`: it has no episodes, expected at least one")));
+fn played(files: &[InputArtifact]) -> Result<Vec<Episode>, OpError> {
+    let mut all = Vec::new();
+    for InputArtifact { path, .. } in files {
+        let episodes: Vec<Episode> = artifact::read(path)?;
+        if episodes.is_empty() {
+            return Err(OpError::failed(format!("cannot score `{path}`: it has no episodes, expected at least one")));
+        }
+        all.extend(episodes);
     }
-    Ok(episodes)
+    Ok(all)
 }
 
 /// Every number that is defined as a metric of the step, so that `show` tells it.
@@ -127,6 +130,27 @@ mod tests {
         let scores = Scores::read(&bench.path("scores")).unwrap();
         assert_eq!((scores.metrics["success"], scores.metrics["critic_accuracy"]), (Some(1.0), Some(0.7)));
         assert_eq!(scores.per_task.len(), 1);
+    }
+
+    #[test]
+    fn several_files_are_scored_as_one_and_an_empty_one_is_named() {
+        let bench = Bench::new();
+        for (file, won) in [("seen.jsonl", true), ("unseen.jsonl", false)] {
+            let id = file.trim_end_matches(".jsonl");
+            let game = episode(&format!("{id}/0"), "look", won, &[("look", true, "a mug")]);
+            artifact::write(&bench.path(file), &[game]).unwrap();
+        }
+        artifact::write::<Episode>(&bench.path("none.jsonl"), &[]).unwrap();
+        let params = serde_json::from_str("{}").unwrap();
+        let run = |files: &[&str], to: &str| {
+            let files = files.iter().map(|file| bench.input(file, "play", &[])).collect();
+            bench.run(&Eval, &params, [("episodes", files)].into_iter(), to)
+        };
+        run(&["seen.jsonl", "unseen.jsonl"], "scores").unwrap();
+        let scores = Scores::read(&bench.path("scores")).unwrap();
+        assert_eq!((scores.metrics["success"], scores.per_task.len()), (Some(0.5), 2));
+        let error = run(&["seen.jsonl", "none.jsonl"], "nothing").unwrap_err().to_string();
+        assert!(error.contains("none.jsonl`: it has no episodes"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,12 @@ use super::html::{Text, clipped};
 use super::number;
 use super::scale::Scale;
 
+/// Width of a picture, where labels leave enough for the dots.
 const W: f64 = 480.0;
+/// Least width of the dots' part.
+const DOTS: f64 = 300.0;
+/// Characters of a label, at most.
+const LABEL: usize = 40;
 const ROW: f64 = 15.0;
 const RIGHT: f64 = 16.0;
 
@@ -24,11 +29,11 @@ fn ends(stat: &Stat, spread: Spread) -> Option<(f64, f64)> {
 
 /// One metric as a figure of a page; empty where no cell has it.
 pub fn html(table: &Table, metric: &str) -> String {
-    let Some(Picture { title, height, mut shapes }) = picture(table, metric) else { return String::new() };
+    let Some(Picture { title, width, height, mut shapes }) = picture(table, metric) else { return String::new() };
     let said = Text(&title);
     let mut out = format!(
         "<figure class=\"chart\"><figcaption>{said}</figcaption>\n<svg class=\"dots\" role=\"img\" aria-label=\"Means and \
-         spreads of {said} by {}; the numbers are in the table\" viewBox=\"0 0 {W} {height}\">\n",
+         spreads of {said} by {}; the numbers are in the table\" viewBox=\"0 0 {width} {height}\">\n",
         Text(&table.rows.axis),
     );
     shapes.push_str("</svg>\n");
@@ -62,11 +67,11 @@ text{fill:light-dark(#5b6570,#98a2ad);font-size:11px}.tx{text-anchor:middle}.ty{
 /// One metric as an SVG file; `None` where no cell has it.
 pub fn svg(table: &Table, metric: &str) -> Option<String> {
     const KEY: f64 = 16.0;
-    let Picture { title, height, shapes } = picture(table, metric)?;
+    let Picture { title, width, height, shapes } = picture(table, metric)?;
     let keys = table.columns.as_ref().map_or(&[][..], |columns| &columns.labels);
     let whole = height + KEY * keys.len() as f64;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{W}\" height=\"{whole}\" viewBox=\"0 0 {W} {whole}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{whole}\" viewBox=\"0 0 {width} {whole}\" \
          role=\"img\">\n<title>{}</title>\n<style>{STYLE}</style>\n{shapes}",
         Text(&title),
     );
@@ -87,6 +92,7 @@ pub fn svg(table: &Table, metric: &str) -> Option<String> {
 /// What is drawn of a metric.
 struct Picture {
     title: String,
+    width: f64,
     height: f64,
     shapes: String,
 }
@@ -101,11 +107,12 @@ fn picture(table: &Table, metric: &str) -> Option<Picture> {
         [s.mean, low, high].into_iter().flatten().map(|v| v * factor)
     });
     let x = Scale::around(values, 5)?;
-    let left = table.rows.labels.iter().map(|l| l.chars().count().min(24)).max().unwrap_or(0) as f64 * 6.6 + 18.0;
+    let left = table.rows.labels.iter().map(|l| l.chars().count().min(LABEL)).max().unwrap_or(0) as f64 * 6.6 + 18.0;
+    let width = W.max((left + DOTS + RIGHT).round());
     let group = table.width() as f64 * ROW + 10.0;
     let bottom = 8.0 + group * stats.len() as f64;
     let height = bottom + 38.0;
-    let at = |v: f64| left + x.at(v * factor) * (W - left - RIGHT);
+    let at = |v: f64| left + x.at(v * factor) * (width - left - RIGHT);
     let title = number::titled(metric, table.percent);
     let mut out = String::new();
     for tick in &x.ticks {
@@ -121,7 +128,7 @@ fn picture(table: &Table, metric: &str) -> Option<Picture> {
     let _ = writeln!(
         out,
         "<text class=\"tx\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-        (left + W - RIGHT) / 2.0,
+        (left + width - RIGHT) / 2.0,
         height - 4.0,
         Text(&title)
     );
@@ -132,14 +139,14 @@ fn picture(table: &Table, metric: &str) -> Option<Picture> {
             "<text class=\"ty row\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             left - 10.0,
             top + group / 2.0 - 1.0,
-            Text(&clipped(label, 24))
+            Text(&clipped(label, LABEL))
         );
         for (c, stat) in row.iter().enumerate() {
             let y = top + (c as f64 + 0.5) * ROW;
             dot(&mut out, stat, table.spread, c, y, at, left);
         }
     }
-    Some(Picture { title, height, shapes: out })
+    Some(Picture { title, width, height, shapes: out })
 }
 
 fn dot(out: &mut String, stat: &Stat, spread: Spread, column: usize, y: f64, at: impl Fn(f64) -> f64, left: f64) {
@@ -175,5 +182,17 @@ mod tests {
         assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<g class=\"dot").count(), 4 + 2, "a dot a cell, and a key a column");
         assert!(svg.contains(">ood</text>") && svg.contains("<title>success (%)</title>"));
+        assert!(svg.contains("width=\"480\""));
+    }
+
+    #[test]
+    fn labels_that_are_long_make_the_picture_wider_and_the_longest_are_cut() {
+        let mut table = Table::build(&results(), &layout()).unwrap();
+        table.rows.labels[0] = "ACT, four alternatives, then imitation".to_owned();
+        table.rows.labels[1] = "x".repeat(60);
+        let svg = svg(&table, "success").unwrap();
+        assert!(svg.contains(">ACT, four alternatives, then imitation<"));
+        assert!(svg.contains(&format!(">{}…<", "x".repeat(39))));
+        assert!(svg.contains("viewBox=\"0 0 598 "), "{}", &svg[..200]);
     }
 }
