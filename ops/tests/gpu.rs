@@ -4,9 +4,9 @@
 mod machine;
 mod small;
 
-use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
 use actloom_engine::op::OpError;
 use actloom_ops::gpu::check::{Finding, check};
+use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
 use actloom_ops::gpu::engine::{Engine, Purpose, Shape};
 use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
@@ -66,9 +66,8 @@ fn products_of_every_form_are_those_of_the_definition() {
 fn a_kernel_that_is_not_there_or_takes_other_arguments_is_an_error() {
     let Some(device) = Machine::open() else { return };
     // SAFETY: neither runs
-    let error = |kernel, args: &[Arg]| unsafe {
-        device.launch(kernel, Launch::new(1, 32), args).unwrap_err().to_string()
-    };
+    let error =
+        |kernel, args: &[Arg]| unsafe { device.launch(kernel, Launch::new(1, 32), args).unwrap_err().to_string() };
     assert!(error("rms_norms", &[]).starts_with("there is no kernel `rms_norms`"));
     assert!(error("rms_norm", &[Arg::I32(1)]).contains("does not take arguments of [4] bytes"));
 }
@@ -124,8 +123,7 @@ fn coefficient(i: usize, s: TokenStats) -> f32 {
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
-    let (difference, size) =
-        a.iter().zip(b).fold((0.0, 0.0), |(d, s), (a, b)| (d + square(a - b), s + square(*b)));
+    let (difference, size) = a.iter().zip(b).fold((0.0, 0.0), |(d, s), (a, b)| (d + square(a - b), s + square(*b)));
     if size == 0.0 { f64::sqrt(difference) } else { f64::sqrt(difference / size) }
 }
 
@@ -251,7 +249,8 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
         let Some(device) = Machine::open() else { return };
         let mut model = model(&small::qwen2(), 32, 11);
         if lora {
-            let settings = Lora { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "down_proj".into()], dropout: 0.0 };
+            let settings =
+                Lora { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "down_proj".into()], dropout: 0.0 };
             attach(&mut model, &settings, 3).unwrap();
         }
         let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, ..Purpose::default() };
@@ -280,10 +279,8 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
             assert!(off < 0.08, "{} moved {off:.3} of its way elsewhere", p.name);
         }
         // what products read has followed
-        let (want, got) = (
-            model.score(&ids, &packing, &targets, 1.0).unwrap(),
-            engine.score(&ids, &packing, &targets, 1.0).unwrap(),
-        );
+        let (want, got) =
+            (model.score(&ids, &packing, &targets, 1.0).unwrap(), engine.score(&ids, &packing, &targets, 1.0).unwrap());
         let logps = |s: &[TokenStats]| s.iter().map(|s| s.logp).collect::<Vec<f32>>();
         assert!(distance(&logps(&got), &logps(&want)) < 0.03);
     }

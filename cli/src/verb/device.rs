@@ -34,7 +34,11 @@ fn show(of: &DeviceOf, global: &Global) -> Result<Exit, Failure> {
 fn check(of: &DeviceOf, global: &Global) -> Result<Exit, Failure> {
     let (mut right, mut wrong) = (0u32, 0u32);
     let fine = device::check(of.device, &mut |finding| {
-        if finding.fine() { right += 1 } else { wrong += 1 }
+        if finding.fine() {
+            right += 1
+        } else {
+            wrong += 1
+        }
         let (what, error, limit) = (&finding.what, finding.error, finding.limit);
         if global.json {
             // what is not a number has no JSON
@@ -63,7 +67,8 @@ fn measure(args: &DeviceBench, global: &Global) -> Result<Exit, Failure> {
                 return;
             }
             let share = figure.share.map(|share| format!("{:.0} % of the ceiling", share * 100.0)).unwrap_or_default();
-            let value = if figure.value < 100.0 { format!("{:.2}", figure.value) } else { format!("{:.0}", figure.value) };
+            let value =
+                if figure.value < 100.0 { format!("{:.2}", figure.value) } else { format!("{:.0}", figure.value) };
             out(&format!("{:<78} {value:>10} {:<14} {share}", figure.what, figure.unit));
         },
         &mut |line| say(&line),

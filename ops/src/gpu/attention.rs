@@ -181,8 +181,7 @@ impl Attend {
         let dv = dk.plus(2 * hk * d);
         let transposed = Args { first: self.by_key.0, tiles: self.by_key.1, ..self.args };
         let mut of_delta = vec![delta.into(), dout.into(), out.into(), Arg::int(n_q), Arg::int(h)];
-        let of_queries =
-            [Arg::bytes_of(&self.args), dqkv.into(), stride.into(), dout.into(), lse.into(), delta.into()];
+        let of_queries = [Arg::bytes_of(&self.args), dqkv.into(), stride.into(), dout.into(), lse.into(), delta.into()];
         let of_keys = [
             Arg::bytes_of(&transposed),
             dk.into(),

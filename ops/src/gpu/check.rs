@@ -168,8 +168,7 @@ impl Bench<'_> {
         let before = self.normal(m * n, 3.0);
         let at = |i: usize, l: usize| f64::from(if form == Form::Weight { a[l * m + i] } else { a[i * k + l] });
         let bt = |l: usize, j: usize| f64::from(if form == Form::Rows { b[j * k + l] } else { b[l * n + j] });
-        let want: Vec<f64> =
-            (0..m * n).map(|e| (0..k).map(|l| at(e / n, l) * bt(l, e % n)).sum::<f64>()).collect();
+        let want: Vec<f64> = (0..m * n).map(|e| (0..k).map(|l| at(e / n, l) * bt(l, e % n)).sum::<f64>()).collect();
         let ma = Matrix::new(self.halves(&a)?, Element::Bf16, rows_a, columns_a);
         let mb = Matrix::new(self.halves(&b)?, Element::Bf16, rows_b, columns_b);
         for add in [false, true] {
@@ -338,7 +337,8 @@ impl Bench<'_> {
                     off = off.max(f64::from((got.logp - want.logp).abs().max((got.full - want.full).abs())));
                 }
             }
-            let what = format!("draws from {v} at {} top_k {} top_p {}", settings.temperature, settings.top_k, settings.top_p);
+            let what =
+                format!("draws from {v} at {} top_k {} top_p {}", settings.temperature, settings.top_k, settings.top_p);
             // a uniform number at a boundary may fall to the other side of it
             self.holds(format!("{what}: {same} of {rows} tokens are the processor's"), same + 1 >= rows);
             (self.report)(Finding { what: format!("{what}: log-probabilities"), error: off, limit: 2e-5 });
@@ -359,12 +359,7 @@ struct Reference {
 }
 
 /// Attention and its gradients by their definition, in float64.
-fn reference(
-    heads: Qkv,
-    n: usize,
-    (qkv, dout): (&[f32], &[f32]),
-    sees: impl Fn(usize, usize) -> bool,
-) -> Reference {
+fn reference(heads: Qkv, n: usize, (qkv, dout): (&[f32], &[f32]), sees: impl Fn(usize, usize) -> bool) -> Reference {
     let Qkv { h, hk, d } = heads;
     let (width, scale) = (heads.width(), 1.0 / (d as f64).sqrt());
     let mut out = vec![0.0; n * h * d];
@@ -446,7 +441,8 @@ fn models(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Result<(
             (0..packing.len()).step_by(2).map(|row| Target { row: row as u32, id: ids[row / 3] }).collect();
         let coefficient = |i: usize, s: TokenStats| ((i as f32).sin() + 0.1 * s.logp) / 40.0;
         let room = Room { rows: 4, chunk: 128, tokens: 1024, reading: 512 };
-        let purpose = Purpose { row_tokens: 256, keep: Keep::WithoutMlp, chunk: 96, positions: 512, sample: Some(room) };
+        let purpose =
+            Purpose { row_tokens: 256, keep: Keep::WithoutMlp, chunk: 96, positions: 512, sample: Some(room) };
         let make = || -> Result<Engine> {
             let mut engine = Engine::new(device.clone(), &Shape::of(&model), purpose)?;
             model.params().into_iter().try_for_each(|p| engine.write(&p.name, &p.value))?;

@@ -132,11 +132,14 @@ impl Cuda {
         let (major, minor) = failed(|| "the device's compute capability".to_owned(), context.compute_capability())?;
         let name = failed(|| "the device's name".to_owned(), context.name())?;
         if major < 8 {
-            bail!("{name} has compute capability {major}.{minor}, expected 8.0 or later: the kernels compute in bfloat16");
+            bail!(
+                "{name} has compute capability {major}.{minor}, expected 8.0 or later: the kernels compute in bfloat16"
+            );
         }
         // SAFETY: the pool is the device's own; the attribute takes 64 bits
         unsafe {
-            let pool = failed(|| "the memory pool".to_owned(), result::device::get_default_mem_pool(context.cu_device()))?;
+            let pool =
+                failed(|| "the memory pool".to_owned(), result::device::get_default_mem_pool(context.cu_device()))?;
             let mut keep = u64::MAX;
             let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             let set = result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast());
@@ -366,9 +369,8 @@ impl Driver for Cuda {
         let three = |x: [u32; 3]| (x[0], x[1], x[2]);
         let (grid, block, stream) = (three(launch.grid), three(launch.block), self.stream.cu_stream());
         // SAFETY: the caller's promise
-        let done = unsafe {
-            result::launch_kernel(function, grid, block, launch.shared, stream, &mut pointers[..args.len()])
-        };
+        let done =
+            unsafe { result::launch_kernel(function, grid, block, launch.shared, stream, &mut pointers[..args.len()]) };
         failed(|| format!("launching `{kernel}` as {launch:?}"), done)
     }
 

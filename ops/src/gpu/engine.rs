@@ -423,8 +423,7 @@ impl<'a> Work<'a> {
     fn score(&mut self, row: &Row, temperature: f32) -> Result<Vec<TokenStats>> {
         let (stream, _) = self.forward(row, Keep::Nothing)?;
         let ends = self.ends((row.rows, row.wanted), stream)?;
-        let head =
-            Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
+        let head = Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
         head.score(self.arena, ends.h, row.targets)
     }
 
@@ -443,8 +442,7 @@ impl<'a> Work<'a> {
         // 1. the head, down to the rows that predict
         let lent = self.arena.lent();
         let dh = Matrix::new(self.arena.lend(2 * m * hidden)?, Element::Bf16, m, hidden);
-        let head =
-            Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
+        let head = Head { device: self.device, w: self.parts.head, chunk: self.purpose.chunk, temperature };
         let stats = head.train(self.arena, ends.h, dh, row.targets, coefficient)?;
         let norm = self.parts.norm;
         let partial = match norm.grad {
@@ -480,7 +478,13 @@ impl Engine {
         let plan = Plan::new(shape, &purpose, device.processors(), free)?;
         let needed = plan.bytes();
         if needed > free {
-            bail!("{plan}, but {} has {} of {} free{}", device.name(), gib(free), gib(all), plan.advice(shape, &purpose, free));
+            bail!(
+                "{plan}, but {} has {} of {} free{}",
+                device.name(),
+                gib(free),
+                gib(all),
+                plan.advice(shape, &purpose, free)
+            );
         }
         let base = device.reserve(needed)?;
         let mut arena = Arena::new(base, needed);
@@ -520,7 +524,21 @@ impl Engine {
         let ceiling = arena.kept();
         arena.reset(floor);
         let windows = windows(&parts);
-        Ok(Engine { device, base, arena, plan, purpose, parts, update, cache, floor, ceiling, clean: true, recorded: HashMap::new(), windows })
+        Ok(Engine {
+            device,
+            base,
+            arena,
+            plan,
+            purpose,
+            parts,
+            update,
+            cache,
+            floor,
+            ceiling,
+            clean: true,
+            recorded: HashMap::new(),
+            windows,
+        })
     }
 
     /// What was reserved, and for what.
@@ -581,7 +599,9 @@ impl Engine {
             // what was sampled is kept where this pass would work, unless there is room behind it
             let held = pool.held();
             if self.arena.capacity() < self.plan.parameters + self.plan.cache + self.plan.passes {
-                bail!("{held} pages of sequences are in use where a pass over rows works: let go of the sequences first");
+                bail!(
+                    "{held} pages of sequences are in use where a pass over rows works: let go of the sequences first"
+                );
             }
             return self.within(self.ceiling, work);
         }
@@ -890,7 +910,10 @@ impl Plan {
         if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
             help.push("a smaller `row_tokens`");
         }
-        let frozen = Shape { parameters: shape.parameters.iter().cloned().map(|p| (p.0, p.1, false)).collect(), ..shape.clone() };
+        let frozen = Shape {
+            parameters: shape.parameters.iter().cloned().map(|p| (p.0, p.1, false)).collect(),
+            ..shape.clone()
+        };
         if shape.additions.is_empty() && fits(small, &frozen) {
             help.push("`lora`");
         }
@@ -912,7 +935,10 @@ fn gib(bytes: usize) -> String {
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (all, parameters, passes) = (gib(self.bytes()), gib(self.parameters), gib(self.passes));
-        write!(f, "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows")?;
+        write!(
+            f,
+            "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows"
+        )?;
         if self.cache > 0 {
             let (cache, steps, tokens) = (gib(self.cache), gib(self.steps), self.tokens);
             write!(f, ", or in turn {cache} for keys and values of {tokens} tokens and {steps} for steps")?;

@@ -124,7 +124,9 @@ impl Layout {
             [n] => Kind::Vector(n),
             [rows, columns] if columns.is_multiple_of(EIGHT) || is_factor(name) => Kind::Matrix(rows, columns),
             [_, columns] => {
-                bail!("rows of `{name}` have {columns} elements, expected a multiple of {EIGHT}: kernels of a GPU read so many at once")
+                bail!(
+                    "rows of `{name}` have {columns} elements, expected a multiple of {EIGHT}: kernels of a GPU read so many at once"
+                )
             }
             _ => bail!("`{name}` has shape {shape:?}, expected a matrix or a vector"),
         };

@@ -42,7 +42,10 @@ impl Arena {
         let used = self.low + self.high + bytes;
         if used > self.capacity {
             let missing = used - self.capacity;
-            bail!("{bytes} bytes do not fit into what was reserved on the device: {missing} of {} too many", self.capacity);
+            bail!(
+                "{bytes} bytes do not fit into what was reserved on the device: {missing} of {} too many",
+                self.capacity
+            );
         }
         self.peak = self.peak.max(used);
         Ok(bytes)

@@ -191,18 +191,14 @@ impl Cache {
     ///
     /// # Errors
     /// When it does not fit; the device's.
-    pub fn reserve(
-        device: &dyn Driver,
-        arena: &mut Arena,
-        layers: usize,
-        heads: Qkv,
-        room: &Room,
-    ) -> Result<Cache> {
+    pub fn reserve(device: &dyn Driver, arena: &mut Arena, layers: usize, heads: Qkv, room: &Room) -> Result<Cache> {
         let pages = pages(room);
         let layer = 2 * pages * PAGE * heads.hk * heads.d;
         let (k, v) = (arena.keep(layers * layer)?, arena.keep(layers * layer)?);
         let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, heads, device.processors()), heads);
-        let sizes = (1..=room.rows.next_power_of_two()).map(most).fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
+        let sizes = (1..=room.rows.next_power_of_two())
+            .map(most)
+            .fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
         let (parts, stats, done) = (arena.keep(sizes.0)?, arena.keep(sizes.1)?, arena.keep(sizes.2)?);
         let cache = Cache { caches: Caches { k, v, layer }, pages, layers, parts, stats, done, counters: sizes.2 };
         cache.clear(device)?;

@@ -242,7 +242,13 @@ impl<'a> Pass<'a> {
     }
 
     /// One block. The stream that goes out is kept in `out`, two addresses of (n, hidden), and may be the one that came in.
-    pub fn forward(&mut self, layer: &Layer, stream: Stream, out: Stream, keep: Keep) -> Result<(Stream, Option<Kept>)> {
+    pub fn forward(
+        &mut self,
+        layer: &Layer,
+        stream: Stream,
+        out: Stream,
+        keep: Keep,
+    ) -> Result<(Stream, Option<Kept>)> {
         let lent = self.arena.lent();
         let result = self.forward_within(layer, stream, out, keep);
         self.arena.forget(lent);
@@ -261,7 +267,8 @@ impl<'a> Pass<'a> {
         let before = layer.place == NormPlace::Before;
         let all = matches!(keep, Keep::All | Keep::WithoutMlp);
         // memory: kept, or lent
-        let place = |arena: &mut Arena, keep: bool, bytes: usize| if keep { arena.keep(bytes) } else { arena.lend(bytes) };
+        let place =
+            |arena: &mut Arena, keep: bool, bytes: usize| if keep { arena.keep(bytes) } else { arena.lend(bytes) };
         let a = &mut *self.arena;
         // a stream in one part is copied where it is kept, for it goes on in the same place
         let whole = stream.delta == none;

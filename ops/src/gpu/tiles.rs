@@ -32,10 +32,9 @@ struct Extent {
 
 impl Extent {
     fn of(values: impl Iterator<Item = u32>) -> Extent {
-        values.map(u64::from).fold(Extent { least: u64::MAX, most: 0 }, |e, x| Extent {
-            least: e.least.min(x),
-            most: e.most.max(x),
-        })
+        values
+            .map(u64::from)
+            .fold(Extent { least: u64::MAX, most: 0 }, |e, x| Extent { least: e.least.min(x), most: e.most.max(x) })
     }
 }
 
@@ -118,11 +117,7 @@ mod tests {
         let mut last: Vec<usize> = Vec::new();
         for (i, (length, depth)) in lengths.iter().enumerate() {
             let depth = (*depth).min(last.len());
-            let id = if i == 0 || depth == 0 {
-                packing.root(*length)
-            } else {
-                packing.child(last[depth - 1], *length)
-            };
+            let id = if i == 0 || depth == 0 { packing.root(*length) } else { packing.child(last[depth - 1], *length) };
             last.truncate(if i == 0 { 0 } else { depth });
             last.push(id);
         }

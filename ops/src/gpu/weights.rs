@@ -75,8 +75,8 @@ impl Weights {
         };
         let Some(at) = first(|part| part.value) else { panic!("BUG: {names:?} have no place") };
         let value = Matrix::new(self.matrices.plus(2 * at), Element::Bf16, rows, columns);
-        let grad = first(|part| part.trained)
-            .map(|at| Matrix::new(self.flat.grad.plus(4 * at), Element::F32, rows, columns));
+        let grad =
+            first(|part| part.trained).map(|at| Matrix::new(self.flat.grad.plus(4 * at), Element::F32, rows, columns));
         Weight { value, grad }
     }
 

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Result, Tensor};
 
 use super::Model;
+use crate::gpu::Driver;
 #[cfg(feature = "cuda")]
 use crate::gpu::cuda;
-use crate::gpu::Driver;
 use crate::gpu::engine::{Engine, Purpose, Shape};
 use crate::gpu::sample::Room;
 

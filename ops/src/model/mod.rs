@@ -15,7 +15,8 @@ pub use decoder::{Model, Sequence, Step, Target};
 pub use family::{FAMILIES, Family};
 pub use io::{
     Entry, FloatType, Format, Stored, TOKENIZER_FILE, TensorWriter, copy_text_files, encode, list_file, list_tensors,
-    load, load_beside, load_tensors, read_config, save, save_as, save_tensors, stored_type, with_dtype, write_json, write_shards,
+    load, load_beside, load_tensors, read_config, save, save_as, save_tensors, stored_type, with_dtype, write_json,
+    write_shards,
 };
 
 use actloom_engine::op::{DeviceRequest, OpError};
