@@ -96,6 +96,9 @@ pub enum Verb {
     /// Look at environments: their tasks, and whether captured transcripts come out again
     #[command(subcommand)]
     Env(Env),
+    /// Look at a GPU: what it is, whether it computes what it should, how fast
+    #[command(subcommand)]
+    Device(DeviceVerb),
 }
 
 /// Which recipe, and what of it to change.
@@ -436,6 +439,38 @@ pub enum Env {
     Tasks(EnvTasks),
     /// Replay a captured transcript on a household game; exit code 1 says that something differs
     Check(EnvCheck),
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum DeviceVerb {
+    /// Say which device a run would have, and why
+    Show(DeviceOf),
+    /// Check every kernel against the processor; exit code 1 says that something is wrong
+    Check(DeviceOf),
+    /// Measure training, scoring and decoding beside what the device can do
+    Bench(DeviceBench),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeviceOf {
+    /// Which: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = device)]
+    pub device: DeviceRequest,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeviceBench {
+    #[command(flatten)]
+    pub of: DeviceOf,
+    /// Models of the shapes of Qwen3: `0.6B`, `1.7B`, `4B`, `8B`
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "0.6B,8B")]
+    pub model: Vec<String>,
+    /// Only so many layers of each, where a whole one does not fit
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Begin nothing after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 360)]
+    pub limit: u64,
 }
 
 #[derive(Debug, clap::Args)]

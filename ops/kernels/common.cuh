@@ -36,7 +36,37 @@ __device__ __forceinline__ int shuffle_xor(int x, int lanes) { return __shfl_xor
 __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 __device__ __forceinline__ int shuffle(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 __device__ __forceinline__ float shuffle_up(float x, int lanes) { return __shfl_up_sync(0xffffffffu, x, lanes); }
+__device__ __forceinline__ int shuffle_up(int x, int lanes) { return __shfl_up_sync(0xffffffffu, x, lanes); }
+__device__ __forceinline__ uint64_t shuffle_up(uint64_t x, int lanes) { return __shfl_up_sync(0xffffffffu, x, lanes); }
+__device__ __forceinline__ uint64_t shuffle_xor(uint64_t x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+__device__ __forceinline__ double shuffle_xor(double x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 __device__ __forceinline__ unsigned vote(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+// 2^x to about two units of the last place; 0 at minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What this thread wrote before is seen by whoever sees what it writes after.
+__device__ __forceinline__ void fence() { __threadfence(); }
+// Adds one, as no two threads at once; returns what was there.
+__device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at, 1u); }
+// What other blocks of the same launch wrote.
+__device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
+__device__ __forceinline__ float4 load_past_l1(const float4 *from) { return __ldcg(from); }
+
+__device__ __forceinline__ int count_bits(unsigned x) { return __popc(x); }
+
+// Adds `by`, as no two threads at once; returns what was there.
+__device__ __forceinline__ unsigned claim(unsigned *at, unsigned by) { return atomicAdd(at, by); }
+
+// On the processor, stops where an address is no multiple of 16.
+__device__ __forceinline__ void check_aligned(const void *) {}
+
+// A product that is rounded before anything is added to it.
+__device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 
 // 16 bytes from global to shared memory, without registers; zeros where `take` is false. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool take) {
@@ -87,7 +117,8 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 constexpr int WARP = 32;
 
 // Sum and maximum over a warp; every lane gets it.
-__device__ __forceinline__ float warp_sum(float x) {
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x += shuffle_xor(x, lanes);
     return x;
@@ -98,15 +129,16 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Sum over a block of whole warps, 32 at most; every thread gets it. `scratch` has 32 floats of shared memory, and is free again
-// at once.
-__device__ __forceinline__ float block_sum(float x, float *scratch) {
+// Sum over a block of whole warps, 32 at most; every thread gets it. `scratch` has 32 numbers of shared memory, and is free
+// again at once.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T *scratch) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     x = warp_sum(x);
     sync_block();
     if (lane == 0) scratch[warp] = x;
     sync_block();
-    return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+    return warp_sum(lane < warps ? scratch[lane] : T(0));
 }
 __device__ __forceinline__ float block_max(float x, float *scratch) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -121,3 +153,40 @@ __device__ __forceinline__ float block_max(float x, float *scratch) {
 struct alignas(16) Eight {
     bf16 x[8];
 };
+struct alignas(16) Four {
+    float x[4];
+};
+
+// Eight numbers as float32, from and to an address that is a multiple of 16.
+__device__ __forceinline__ void load(float (&to)[8], const bf16 *from) {
+    check_aligned(from);
+    Eight v = *reinterpret_cast<const Eight *>(from);
+#pragma unroll
+    for (int e = 0; e < 8; e++) to[e] = to_float(v.x[e]);
+}
+__device__ __forceinline__ void load(float (&to)[8], const float *from) {
+    check_aligned(from);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Four v = reinterpret_cast<const Four *>(from)[half];
+#pragma unroll
+        for (int e = 0; e < 4; e++) to[4 * half + e] = v.x[e];
+    }
+}
+__device__ __forceinline__ void store(bf16 *to, const float (&from)[8]) {
+    check_aligned(to);
+    Eight v;
+#pragma unroll
+    for (int e = 0; e < 8; e++) v.x[e] = to_bf16(from[e]);
+    *reinterpret_cast<Eight *>(to) = v;
+}
+__device__ __forceinline__ void store(float *to, const float (&from)[8]) {
+    check_aligned(to);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Four v;
+#pragma unroll
+        for (int e = 0; e < 4; e++) v.x[e] = from[4 * half + e];
+        reinterpret_cast<Four *>(to)[half] = v;
+    }
+}

@@ -3,6 +3,7 @@
 pub mod artifact;
 pub mod env;
 pub mod eval;
+pub mod gpu;
 pub mod infer;
 pub mod model;
 pub mod nn;

@@ -61,6 +61,16 @@ impl Rng {
         self.block[self.used - 1]
     }
 
+    /// (seed, stream, uniform numbers drawn so far), for a device that draws the next one.
+    ///
+    /// # Panics
+    /// Where something else than whole pairs of words was drawn: a bug in the caller.
+    pub fn place(&self) -> (u64, u64, u64) {
+        let words = self.counter * 4 - (4 - self.used as u64);
+        assert!(words.is_multiple_of(2), "BUG: half a uniform number was drawn");
+        (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream, words / 2)
+    }
+
     pub fn next_u64(&mut self) -> u64 {
         u64::from(self.next_u32()) | u64::from(self.next_u32()) << 32
     }
@@ -132,6 +142,15 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_counts_uniform_numbers() {
+        let mut rng = Rng::new(u64::MAX - 5, 7);
+        for n in 0..9 {
+            assert_eq!(rng.place(), (u64::MAX - 5, 7, n));
+            rng.uniform();
+        }
+    }
 
     #[test]
     fn philox_gives_the_published_vectors() {

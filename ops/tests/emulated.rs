@@ -34,3 +34,28 @@ fn emulated(name: &str) {
 fn kernels_over_rows_are_those_of_float64() {
     emulated("rows");
 }
+
+#[test]
+fn attention_over_trees_and_its_gradients_are_those_of_float64() {
+    emulated("attention");
+}
+
+#[test]
+fn attention_over_pages_is_that_of_float64() {
+    emulated("paged");
+}
+
+#[test]
+fn kernels_of_the_head_are_those_of_float64() {
+    emulated("head");
+}
+
+#[test]
+fn kernels_of_the_optimizer_are_the_processors() {
+    emulated("optimizer");
+}
+
+#[test]
+fn kernels_of_sampling_draw_what_the_processor_draws() {
+    emulated("sampling");
+}

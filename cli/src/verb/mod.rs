@@ -2,6 +2,7 @@
 
 mod cache;
 mod chat;
+mod device;
 mod env;
 mod export;
 mod graph;
@@ -41,5 +42,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         Verb::Chat(verb) => chat::run(verb),
         Verb::Play(verb) => play::run(verb, global),
         Verb::Env(verb) => env::run(verb, global),
+        Verb::Device(verb) => device::run(verb, global),
     }
 }

@@ -37,6 +37,19 @@ void equal(const std::string &what, const std::vector<T> &got, const std::vector
     failures += !fine;
 }
 
+// Each number is `want` rounded to bf16, but for float32's errors in a sum as large as the largest.
+inline void rounded(const std::string &what, const std::vector<bf16> &got, const std::vector<double> &want) {
+    double worst = 0, scale = 0;
+    for (double w : want) scale = std::max(scale, fabs(w));
+    for (size_t i = 0; i < want.size(); i++) {
+        double e = fabs(to_float(got[i]) - want[i]) / (fabs(want[i]) / 256 + scale * 1e-5);
+        worst = e <= worst ? worst : (e == e ? e : INFINITY);
+    }
+    bool fine = worst <= 1 && got.size() == want.size();
+    printf("%s %-60s %.3f of a rounding\n", fine ? "ok  " : "FAIL", what.c_str(), worst);
+    failures += !fine;
+}
+
 inline void holds(const std::string &what, bool fine) {
     printf("%s %s\n", fine ? "ok  " : "FAIL", what.c_str());
     failures += !fine;

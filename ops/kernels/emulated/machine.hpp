@@ -2,8 +2,8 @@
 //
 // 1. `launch(grid, block, shared bytes, kernel)` runs the blocks one after another, in an order that a seed shuffles.
 // 2. Threads of a block take turns; one that comes to a barrier or to an instruction of its whole warp waits there until
-//    all others of the block, or warp, have come to the same one. Warps take turns in a shuffled order too, so a missing
-//    barrier shows as a wrong number in some order.
+//    all others of the block, or warp, have come to the same one. Warps run to the next barrier one after another, in a
+//    shuffled order too, so a missing barrier shows as a wrong number.
 // 3. Asynchronous copies happen as late as they may: when their group is waited for. Shared memory begins as NaN.
 //
 // Aborts, with the thread's index, on what a device would hang at or leave undefined: lanes of a warp at different
@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -31,8 +32,19 @@
 #define __restrict__
 #define __constant__ static const
 
+// GCC's own jumps between stacks cost no system call; elsewhere `swapcontext` does the same, several times slower.
+#if defined(__GNUC__) && !defined(__clang__)
+#define OWN_JUMPS
+#endif
+
+using std::max;
+using std::min;
+
 struct bf16 {
     uint16_t bits;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
 };
 
 inline float to_float(bf16 x) {
@@ -66,13 +78,23 @@ struct Copy {
     bool take;
 };
 
-struct Thread {
+// Where a coroutine goes on.
+struct Place {
     ucontext_t context;
+#ifdef OWN_JUMPS
+    void *at[5];
+#endif
+};
+
+struct Thread {
+    Place place;
+    bool begun = false;
     std::unique_ptr<char[]> stack;
     Dim index;
     At at = At::Running;
     int what = 0;                    // which instruction of the warp it waits at
-    unsigned long value = 0;         // what it brings there
+    unsigned long value[2][3] = {};  // what it brings there, of this instruction and of the one before
+    int turn = 0;
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open;
 };
@@ -83,7 +105,7 @@ struct Block {
     std::vector<char> shared;
     size_t shared_bytes = 0;
     unsigned now = 0;
-    ucontext_t scheduler;
+    Place scheduler;
     std::function<void()> body;
     std::mt19937 order;
 };
@@ -100,21 +122,41 @@ inline Thread &self() { return block().threads[block().now]; }
     abort();
 }
 
+// Goes on at `to`, and here again when somebody comes back to `from`. A place that has not `begun` is entered by its context.
+#ifdef OWN_JUMPS
+[[noreturn, gnu::noinline]] inline void jump(Place &to) { __builtin_longjmp(to.at, 1); }
+[[gnu::noinline]] inline void change(Place &from, Place &to, bool begun) {
+    if (__builtin_setjmp(from.at)) return;
+    if (!begun) setcontext(&to.context);
+    jump(to);
+}
+#else
+inline void change(Place &from, Place &to, bool) { swapcontext(&from.context, &to.context); }
+#endif
+
 inline void yield(At at) {
     self().at = at;
-    swapcontext(&self().context, &block().scheduler);
+    change(self().place, block().scheduler, true);
 }
 
-// All lanes of the warp come here with a value and leave with everyone's.
-inline void together(int what, unsigned long value, unsigned long (&all)[32]) {
-    self().what = what;
-    self().value = value;
+// All lanes of the warp come here with up to three values; returns how to read those of lane `i` once they all have come.
+struct Lanes {
+    Thread *first;
+    int turn;
+    // Stays until the lanes have come to the instruction after the next.
+    unsigned long get(int i, int which = 0) const {
+        return first + i < &block().threads.back() + 1 ? first[i].value[turn][which] : 0;
+    }
+};
+inline Lanes together(int what, unsigned long a = 0, unsigned long b = 0, unsigned long c = 0) {
+    Thread &t = self();
+    t.what = what;
+    t.turn ^= 1;
+    t.value[t.turn][0] = a;
+    t.value[t.turn][1] = b;
+    t.value[t.turn][2] = c;
     yield(At::Warp);
-    unsigned first = block().now / 32 * 32;
-    for (unsigned i = 0; i < 32; i++) all[i] = first + i < block().threads.size() ? block().threads[first + i].value : 0;
-    // nobody brings a new value before all have read these
-    self().what = what + 1000;
-    yield(At::Warp);
+    return {&block().threads[block().now / 32 * 32], t.turn};
 }
 
 inline void enter() {
@@ -122,7 +164,7 @@ inline void enter() {
     Thread &t = self();
     if (!t.open.empty()) fail("ended with copies that were never committed");
     t.at = At::Done;
-    swapcontext(&t.context, &block().scheduler);
+    change(t.place, block().scheduler, true);
 }
 
 inline void run_block() {
@@ -135,41 +177,39 @@ inline void run_block() {
         Thread &t = b.threads[i];
         t.index = Dim(i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y));
         t.stack.reset(new char[STACK]);
-        getcontext(&t.context);
-        t.context.uc_stack.ss_sp = t.stack.get();
-        t.context.uc_stack.ss_size = STACK;
-        t.context.uc_link = nullptr;
-        makecontext(&t.context, enter, 0);
+        getcontext(&t.place.context);
+        t.place.context.uc_stack.ss_sp = t.stack.get();
+        t.place.context.uc_stack.ss_size = STACK;
+        t.place.context.uc_link = nullptr;
+        makecontext(&t.place.context, enter, 0);
     }
     std::vector<unsigned> turn(warps);
     for (unsigned w = 0; w < warps; w++) turn[w] = w;
     for (;;) {
-        bool moved = false;
         std::shuffle(turn.begin(), turn.end(), b.order);
         for (unsigned w : turn) {
             unsigned first = w * 32, last = std::min(first + 32, n);
-            // 1. all that can run
-            for (unsigned i = first; i < last; i++) {
-                if (b.threads[i].at == At::Running) {
-                    b.now = i;
-                    swapcontext(&b.scheduler, &b.threads[i].context);
-                    moved = true;
+            for (;;) {
+                // 1. all that can run
+                for (unsigned i = first; i < last; i++) {
+                    if (b.threads[i].at == At::Running) {
+                        b.now = i;
+                        bool begun = std::exchange(b.threads[i].begun, true);
+                        change(b.scheduler, b.threads[i].place, begun);
+                    }
                 }
-            }
-            // 2. a warp that is whole goes on
-            unsigned waiting = 0;
-            for (unsigned i = first; i < last; i++) waiting += b.threads[i].at == At::Warp;
-            if (waiting > 0) {
+                // 2. a warp that is whole goes on
+                unsigned waiting = 0;
+                for (unsigned i = first; i < last; i++) waiting += b.threads[i].at == At::Warp;
+                if (waiting == 0) break;
                 for (unsigned i = first; i < last; i++) {
                     b.now = i;
                     if (b.threads[i].at != At::Warp) fail("does not take part in an instruction of its whole warp");
                     if (b.threads[i].what != b.threads[first].what) fail("is at another instruction than its warp");
                 }
                 for (unsigned i = first; i < last; i++) b.threads[i].at = At::Running;
-                moved = true;
             }
         }
-        if (moved) continue;
         unsigned done = 0, waiting = 0;
         for (auto &t : b.threads) done += t.at == At::Done, waiting += t.at == At::Block;
         if (done == n) return;
@@ -203,25 +243,41 @@ inline const char *in_shared(const void *p, size_t bytes, const char *what) {
     type *name = reinterpret_cast<type *>((reinterpret_cast<uintptr_t>(machine::block().shared.data()) + 127) / 128 * 128)
 
 inline void sync_block() { machine::yield(machine::At::Block); }
-inline void sync_warp() {
-    unsigned long all[32];
-    machine::together(1, 0, all);
-}
+inline void sync_warp() { machine::together(1); }
 
 namespace machine {
 template <class T>
 T exchange(int what, T x, int from) {
-    unsigned long all[32], bits = 0;
+    unsigned long bits = 0;
     memcpy(&bits, &x, sizeof x);
-    together(what, bits, all);
+    bits = together(what, bits).get(from);
     T y;
-    memcpy(&y, &all[from], sizeof y);
+    memcpy(&y, &bits, sizeof y);
     return y;
 }
 inline int lane() { return block().now % 32; }
 }  // namespace machine
 
+inline float power_of_two(float x) { return exp2f(x); }
+inline void fence() {}
+inline unsigned count_up(unsigned *at) { return (*at)++; }
+inline float load_past_l1(const float *from) { return *from; }
+inline float4 load_past_l1(const float4 *from) { return *from; }
+
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int count_bits(unsigned x) { return __builtin_popcount(x); }
+inline unsigned claim(unsigned *at, unsigned by) {
+    unsigned was = *at;
+    *at += by;
+    return was;
+}
+inline void check_aligned(const void *p) {
+    if (reinterpret_cast<uintptr_t>(p) % 16) machine::fail("16 bytes at an address that is not aligned");
+}
+inline float multiply(float a, float b) {
+    volatile float product = a * b;  // a compiler may otherwise fuse it with an addition
+    return product;
+}
 
 inline float shuffle_xor(float x, int lanes) { return machine::exchange(2, x, machine::lane() ^ lanes); }
 inline int shuffle_xor(int x, int lanes) { return machine::exchange(3, x, machine::lane() ^ lanes); }
@@ -231,11 +287,20 @@ inline float shuffle_up(float x, int lanes) {
     int lane = machine::lane();
     return machine::exchange(6, x, lane < lanes ? lane : lane - lanes);
 }
+inline int shuffle_up(int x, int lanes) {
+    int lane = machine::lane();
+    return machine::exchange(20, x, lane < lanes ? lane : lane - lanes);
+}
+inline uint64_t shuffle_up(uint64_t x, int lanes) {
+    int lane = machine::lane();
+    return machine::exchange(21, x, lane < lanes ? lane : lane - lanes);
+}
+inline uint64_t shuffle_xor(uint64_t x, int lanes) { return machine::exchange(22, x, machine::lane() ^ lanes); }
+inline double shuffle_xor(double x, int lanes) { return machine::exchange(23, x, machine::lane() ^ lanes); }
 inline unsigned vote(bool x) {
-    unsigned long all[32];
-    machine::together(7, x, all);
+    machine::Lanes lanes = machine::together(7, x);
     unsigned r = 0;
-    for (int i = 0; i < 32; i++) r |= unsigned(all[i] & 1) << i;
+    for (int i = 0; i < 32; i++) r |= unsigned(lanes.get(i) & 1) << i;
     return r;
 }
 
@@ -262,20 +327,19 @@ void copy_wait() {
 namespace machine {
 inline void matrices(unsigned (&r)[4], const void *row, bool transposed) {
     in_shared(row, 16, "load_matrices from no place of shared memory");
-    unsigned long all[32];
-    together(transposed ? 9 : 8, reinterpret_cast<unsigned long>(row), all);
+    Lanes lanes = together(transposed ? 9 : 8, reinterpret_cast<unsigned long>(row));
     int l = lane();
     for (int i = 0; i < 4; i++) {
         uint16_t pair[2];
         for (int e = 0; e < 2; e++) {
             int outer = l / 4, inner = 2 * (l % 4) + e;
             int from = transposed ? inner : outer, at = transposed ? outer : inner;
-            pair[e] = reinterpret_cast<const uint16_t *>(all[8 * i + from])[at];
+            pair[e] = reinterpret_cast<const uint16_t *>(lanes.get(8 * i + from))[at];
         }
         memcpy(&r[i], pair, 4);
     }
     // the rows stay as they are until all lanes have read them
-    together(10, 0, all);
+    together(10);
 }
 inline float half(unsigned pair, int which) { return to_float(bf16{uint16_t(which ? pair >> 16 : pair)}); }
 }  // namespace machine
@@ -284,23 +348,22 @@ inline void load_matrices(unsigned (&r)[4], const void *row) { machine::matrices
 inline void load_matrices_transposed(unsigned (&r)[4], const void *row) { machine::matrices(r, row, true); }
 
 inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    unsigned long x[3][32];
-    machine::together(11, a[0] | (unsigned long)(a[1]) << 32, x[0]);
-    machine::together(12, a[2] | (unsigned long)(a[3]) << 32, x[1]);
-    machine::together(13, b0 | (unsigned long)(b1) << 32, x[2]);
+    auto both = [](unsigned low, unsigned high) { return low | (unsigned long)(high) << 32; };
+    machine::Lanes lanes = machine::together(11, both(a[0], a[1]), both(a[2], a[3]), both(b0, b1));
     int l = machine::lane();
-    for (int i = 0; i < 4; i++) {
-        int row = l / 4 + 8 * (i / 2), column = 2 * (l % 4) + i % 2;
-        float sum = d[i];
-        for (int k = 0; k < 16; k++) {
-            // a: lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); b: lane 4 column + k % 8 / 2, register k / 8
-            unsigned long pa = x[k / 8][4 * (row % 8) + k % 8 / 2];
-            unsigned long pb = x[2][4 * column + k % 8 / 2];
-            unsigned ra = unsigned(row / 8 ? pa >> 32 : pa), rb = unsigned(k / 8 ? pb >> 32 : pb);
-            sum += machine::half(ra, k % 2) * machine::half(rb, k % 2);
+    // two rows of a: lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); two columns of b: lane 4 column + k % 8 / 2,
+    // register k / 8
+    float rows[2][16], columns[2][16];
+    for (int k = 0; k < 16; k++) {
+        unsigned long pair = lanes.get(l / 4 * 4 + k % 8 / 2, k / 8);
+        for (int i = 0; i < 2; i++) {
+            rows[i][k] = machine::half(unsigned(pair >> 32 * i), k % 2);
+            unsigned long other = lanes.get(4 * (2 * (l % 4) + i) + k % 8 / 2, 2);
+            columns[i][k] = machine::half(unsigned(other >> 32 * (k / 8)), k % 2);
         }
-        d[i] = sum;
     }
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16; k++) d[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 
 // Runs `body` as every thread of every block.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use actloom_engine::op::OpError;
 
 use self::queue::Queue;
-use crate::model::{Model, Sequence};
+use crate::model::{Model, Sequence, failed};
 use crate::nn::Kernels;
 use crate::rng::Rng;
 use crate::text::Text;
@@ -125,6 +125,21 @@ pub struct Limits {
     pub workers: Option<usize>,
 }
 
+impl Limits {
+    /// What suits where a model's passes run.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn of(model: &Model) -> Result<Self, OpError> {
+        Ok(match model.sampling_room().map_err(failed)? {
+            None => Limits::default(),
+            Some((rows, chunk, tokens)) => {
+                Limits { memory: tokens * model.token_bytes(), rows, chunk, workers: Some(1), ..Limits::default() }
+            }
+        })
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits { memory: 4 << 30, rows: BATCH, chunk: 256, share: Some(16), workers: None }
@@ -141,7 +156,7 @@ pub fn complete(
     requests: Vec<Request>,
     stopping: &dyn Fn() -> bool,
 ) -> Result<Vec<Completion>, OpError> {
-    complete_within(model, tokens, requests, &Limits::default(), stopping)
+    complete_within(model, tokens, requests, &Limits::of(model)?, stopping)
 }
 
 /// [`complete`] within other limits.

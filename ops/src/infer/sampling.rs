@@ -99,6 +99,16 @@ pub struct Drawn {
     pub full: f32,
 }
 
+/// A draw that somebody else makes.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    pub settings: Sampling,
+    /// Ids that the draw is held to, ascending.
+    pub open: Option<Vec<u32>>,
+    /// (seed, stream, position) of the uniform number.
+    pub place: (u64, u64, u64),
+}
+
 /// Buffers of [`draw`], kept between calls.
 #[derive(Default)]
 pub struct Scratch {

@@ -10,7 +10,7 @@ use candle_core::Device;
 
 use super::choice::Held;
 use super::queue::{Queue, Started};
-use super::sampling::{Scratch, draw};
+use super::sampling::{Draw, Drawn, Scratch, draw};
 use super::share::Job;
 use super::stop::Watch;
 use super::{Completion, Finish, Request, Tokens};
@@ -107,18 +107,13 @@ fn step(
         room -= if a.left() == 1 { 0 } else { share };
         shares.push(share);
     }
-    // 2. the model
-    let steps = active.iter_mut().zip(shares.iter()).filter(|(_, n)| **n > 0);
-    let steps = steps.map(|(a, n)| {
-        let Started { sequence, feed, request, .. } = &mut a.start;
-        let logits = request.is_some() && a.fed + n == feed.len();
-        Step { sequence, new: &feed[a.fed..a.fed + n], logits }
-    });
-    let logits = queue.model.advance(steps.collect()).map_err(failed)?;
-    let logits = if logits.device().is_cpu() { logits } else { logits.to_device(&Device::Cpu).map_err(failed)? };
-    let z = view(&logits).map_err(failed)?;
-    let mut rows = z.chunks_exact(queue.model.config.vocab_size);
-    // 3. draw, and take out what ended
+    // 2. the model, and a token for each sequence that has read all
+    let drawn = match queue.model.sampling_room().map_err(failed)? {
+        Some(_) => on_device(queue, active, buffers)?,
+        None => on_host(queue, active, buffers)?,
+    };
+    let mut drawn = drawn.into_iter();
+    // 3. take out what ended
     let all = std::mem::replace(active, Vec::with_capacity(active.len()));
     for (mut a, share) in all.into_iter().zip(&buffers.shares) {
         a.fed += share;
@@ -130,8 +125,8 @@ fn step(
         match (a.start.job, a.start.request.as_mut()) {
             (Job::Prefix(id), _) => queue.prefix(id, a.start.sequence, a.start.hold),
             (Job::Request(index, _), Some(request)) => {
-                let Some(row) = rows.next() else { panic!("BUG: a request got no logits") };
-                let id = a.answer.say(row, request, &mut buffers.draw, &mut buffers.open);
+                let Some(drawn) = drawn.next() else { panic!("BUG: a request got no token") };
+                let id = a.answer.say(drawn, request);
                 if a.answer.full_logps.last().is_some_and(|logp| logp.is_nan()) {
                     return Err(OpError::failed("the model's logits are not numbers; its weights may be damaged"));
                 }
@@ -156,16 +151,68 @@ fn step(
     Ok(())
 }
 
-impl Answer {
-    /// Draws the next token from a row of logits.
-    fn say(&mut self, row: &[f32], request: &mut Request, scratch: &mut Scratch, open: &mut Vec<u32>) -> u32 {
-        let choice = request.choice.as_ref().zip(self.held.as_mut());
-        if let Some((choice, held)) = &choice {
-            choice.next(held, open);
+/// Sequences with what they get in this step.
+fn steps<'a>(active: &'a mut [Active], shares: &[usize]) -> Vec<Step<'a>> {
+    let steps = active.iter_mut().zip(shares).filter(|(_, n)| **n > 0);
+    let steps = steps.map(|(a, n)| {
+        let Started { sequence, feed, request, .. } = &mut a.start;
+        let logits = request.is_some() && a.fed + n == feed.len();
+        Step { sequence, new: &feed[a.fed..a.fed + n], logits }
+    });
+    steps.collect()
+}
+
+/// Whether a sequence has read all after this step, and draws.
+fn draws(a: &Active, share: usize) -> bool {
+    a.start.request.is_some() && a.left() == share && share > 0
+}
+
+/// The model's step, and a token for each that draws, on the host.
+fn on_host(queue: &Queue<'_>, active: &mut [Active], buffers: &mut Buffers) -> Result<Vec<Drawn>, OpError> {
+    let logits = queue.model.advance(steps(active, &buffers.shares)).map_err(failed)?;
+    let logits = if logits.device().is_cpu() { logits } else { logits.to_device(&Device::Cpu).map_err(failed)? };
+    let z = view(&logits).map_err(failed)?;
+    let mut rows = z.chunks_exact(queue.model.config.vocab_size);
+    let Buffers { draw: scratch, open, shares } = buffers;
+    let drawing = active.iter_mut().zip(shares.iter()).filter(|(a, n)| draws(a, **n));
+    let drawn = drawing.map(|(a, _)| {
+        let Some(request) = &mut a.start.request else { panic!("BUG: a request was started without itself") };
+        let only = a.answer.open(request, open);
+        let Some(row) = rows.next() else { panic!("BUG: a request got no logits") };
+        draw(row, &request.sampling, only, &mut request.rng, scratch)
+    });
+    Ok(drawn.collect())
+}
+
+/// The same on a device: the same uniform numbers, and one step for the host to wait for.
+fn on_device(queue: &Queue<'_>, active: &mut [Active], buffers: &mut Buffers) -> Result<Vec<Drawn>, OpError> {
+    let mut wants = Vec::new();
+    for (a, share) in active.iter_mut().zip(&buffers.shares) {
+        if !draws(a, *share) {
+            continue;
         }
-        let only = choice.is_some().then_some(open.as_slice());
-        let drawn = draw(row, &request.sampling, only, &mut request.rng, scratch);
-        if let Some((choice, held)) = choice {
+        let Some(request) = &mut a.start.request else { panic!("BUG: a request was started without itself") };
+        let open = a.answer.open(request, &mut buffers.open).map(<[u32]>::to_vec);
+        let place = request.rng.place();
+        if request.sampling.temperature > 0.0 {
+            request.rng.uniform(); // the device draws it
+        }
+        wants.push(Draw { settings: request.sampling.clone(), open, place });
+    }
+    queue.model.advance_drawing(steps(active, &buffers.shares), &wants).map_err(failed)
+}
+
+impl Answer {
+    /// The tokens that may come next, `None` where all may.
+    fn open<'o>(&mut self, request: &Request, open: &'o mut Vec<u32>) -> Option<&'o [u32]> {
+        let (choice, held) = request.choice.as_ref().zip(self.held.as_mut())?;
+        choice.next(held, open);
+        Some(open)
+    }
+
+    /// Takes the next token.
+    fn say(&mut self, drawn: Drawn, request: &Request) -> u32 {
+        if let Some((choice, held)) = request.choice.as_ref().zip(self.held.as_mut()) {
             choice.say(held, drawn.id);
         }
         self.ids.push(drawn.id);

@@ -13,6 +13,11 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::Config;
 use super::failed;
+use super::gpu::Gpu;
+use crate::gpu::engine::Engine;
+use crate::gpu::pages::Held;
+use crate::gpu::sample::Feed;
+use crate::infer::sampling::{Draw, Drawn};
 use crate::nn::block::{Attention, Block, Mlp, Rows, Saved, Want};
 use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
 use crate::nn::layer::{self, Embedding, Linear, Param, Project, RmsNorm, TokenStats};
@@ -31,8 +36,16 @@ pub struct Target {
 /// A clone shares them: sequences with a common beginning hold it once, and each goes on alone.
 #[derive(Clone)]
 pub struct Sequence {
-    layers: Vec<Cache>,
+    memory: Memory,
     ids: Vec<u32>,
+}
+
+#[derive(Clone)]
+enum Memory {
+    /// A cache for each layer.
+    Host(Vec<Cache>),
+    /// Pages of a device, once there is a token.
+    Gpu(Option<Held>),
 }
 
 impl Sequence {
@@ -56,7 +69,13 @@ impl Sequence {
     /// candle's.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         self.ids.truncate(len);
-        self.layers.iter_mut().try_for_each(|c| c.truncate(len))
+        match &mut self.memory {
+            Memory::Host(layers) => layers.iter_mut().try_for_each(|c| c.truncate(len)),
+            Memory::Gpu(held) => {
+                held.iter_mut().for_each(|held| held.truncate(len));
+                Ok(())
+            }
+        }
     }
 }
 
@@ -93,6 +112,8 @@ pub struct Model {
     ropes: RwLock<Vec<RopeTable>>,
     /// Memory of keys and values.
     pages: Arc<Pool>,
+    /// Where passes run, if not on the host.
+    pub(super) gpu: Option<Gpu>,
 }
 
 /// Whether two matrices have the same numbers.
@@ -213,6 +234,7 @@ impl Model {
             recompute: false,
             ropes: RwLock::new(ropes),
             pages: Arc::default(),
+            gpu: None,
             config,
         })
     }
@@ -379,8 +401,12 @@ impl Model {
         packing: &Packing,
         targets: &[Target],
         temperature: f32,
-        coefficient: impl FnMut(usize, TokenStats) -> f32,
+        mut coefficient: impl FnMut(usize, TokenStats) -> f32,
     ) -> Result<Vec<TokenStats>> {
+        let on_gpu = self.ask_gpu(|engine| engine.train(ids, packing, targets, temperature, &mut coefficient));
+        if let Some(done) = on_gpu {
+            return done;
+        }
         let kn = self.kernels;
         let (x, kept) = self.forward(ids, packing, true)?;
         let rows: Vec<u32> = targets.iter().map(|t| t.row).collect();
@@ -405,6 +431,9 @@ impl Model {
         targets: &[Target],
         temperature: f32,
     ) -> Result<Vec<TokenStats>> {
+        if let Some(done) = self.ask_gpu(|engine| engine.score(ids, packing, targets, temperature)) {
+            return done;
+        }
         let (x, _) = self.forward(ids, packing, false)?;
         let rows: Vec<u32> = targets.iter().map(|t| t.row).collect();
         let labels: Vec<u32> = targets.iter().map(|t| t.id).collect();
@@ -417,6 +446,9 @@ impl Model {
     /// # Errors
     /// As [`Model::train`].
     pub fn logits(&self, ids: &[u32], packing: &Packing) -> Result<Tensor> {
+        if let Some(done) = self.ask_gpu(|engine| engine.logits(ids, packing)) {
+            return Tensor::from_vec(done?, (ids.len(), self.config.vocab_size), &Device::Cpu);
+        }
         let (x, _) = self.forward(ids, packing, false)?;
         self.head().forward(self.kernels, &self.norm.forward(self.kernels, &x)?.0)
     }
@@ -432,6 +464,13 @@ impl Model {
         rows: usize,
         mut each: impl FnMut(Tensor) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
+        if self.gpu.is_some() {
+            let all = self.logits(ids, packing)?;
+            for start in (0..ids.len()).step_by(rows) {
+                each(all.narrow(0, start, rows.min(ids.len() - start))?.contiguous()?)?;
+            }
+            return Ok(());
+        }
         let (x, _) = self.forward(ids, packing, false)?;
         let (h, _) = self.norm.forward(self.kernels, &x)?;
         for start in (0..ids.len()).step_by(rows) {
@@ -443,7 +482,11 @@ impl Model {
 
     /// An empty sequence to extend.
     pub fn sequence(&self) -> Sequence {
-        Sequence { layers: vec![Cache::new(self.kernels, &self.pages); self.config.layers], ids: Vec::new() }
+        let memory = match &self.gpu {
+            Some(_) => Memory::Gpu(None),
+            None => Memory::Host(vec![Cache::new(self.kernels, &self.pages); self.config.layers]),
+        };
+        Sequence { memory, ids: Vec::new() }
     }
 
     /// Bytes of keys and values of one token.
@@ -472,6 +515,9 @@ impl Model {
     /// # Panics
     /// When a sequence is extended by nothing: a bug in the caller.
     pub fn advance(&self, mut steps: Vec<Step<'_>>) -> Result<Tensor> {
+        if self.gpu.is_some() {
+            return self.advance_on_gpu(steps);
+        }
         let kn = self.kernels;
         let (mut ids, mut positions): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
         let mut last = Vec::new();
@@ -499,7 +545,10 @@ impl Model {
                 from = rows.end;
                 let ends = last.binary_search(&(rows.end as u32 - 1)).is_ok();
                 let queries = if tail { usize::from(ends) } else { rows.len() };
-                CachedPart { cache: &mut s.sequence.layers[i], rows, queries }
+                let Memory::Host(layers) = &mut s.sequence.memory else {
+                    panic!("BUG: a sequence of a device was extended on the host")
+                };
+                CachedPart { cache: &mut layers[i], rows, queries }
             });
             let parts: Vec<_> = parts.collect();
             let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
@@ -518,6 +567,62 @@ impl Model {
         }
         let (h, _) = self.norm.forward(kn, &x)?;
         self.head().forward(kn, &h)
+    }
+}
+
+impl Model {
+    /// [`Model::advance`] on a device; the logits come to the host.
+    fn advance_on_gpu(&self, steps: Vec<Step<'_>>) -> Result<Tensor> {
+        let (wanted, v) = (steps.iter().filter(|step| step.logits).count(), self.config.vocab_size);
+        let logits = self.step_on_gpu(steps, |engine, feeds| engine.advance(feeds))?;
+        match wanted {
+            0 => Tensor::zeros((0, v), DType::F32, &Device::Cpu),
+            _ => Tensor::from_vec(logits, (wanted, v), &Device::Cpu),
+        }
+    }
+
+    /// [`Model::advance`], and a token drawn by the device for each sequence that wants logits.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    ///
+    /// # Panics
+    /// Where passes run on the host: a bug in the caller.
+    pub fn advance_drawing(&self, steps: Vec<Step<'_>>, draws: &[Draw]) -> Result<Vec<Drawn>> {
+        self.step_on_gpu(steps, |engine, feeds| engine.advance_drawing(feeds, draws))
+    }
+
+    fn step_on_gpu<T>(
+        &self,
+        mut steps: Vec<Step<'_>>,
+        work: impl FnOnce(&mut Engine, &mut [Feed<'_>]) -> Result<T>,
+    ) -> Result<T> {
+        let v = self.config.vocab_size;
+        for step in &steps {
+            assert!(!step.new.is_empty(), "BUG: a sequence was extended by no token");
+            if let Some(id) = step.new.iter().find(|id| **id as usize >= v) {
+                candle_core::bail!("token id {id} is not below the vocabulary's size {v}");
+            }
+        }
+        let done = self.ask_gpu(|engine| {
+            let mut feeds = Vec::with_capacity(steps.len());
+            for step in &mut steps {
+                let Memory::Gpu(held) = &mut step.sequence.memory else {
+                    panic!("BUG: a sequence of the host was extended on a device")
+                };
+                let held = held.get_or_insert_with(|| engine.sequence());
+                feeds.push(Feed { held, new: step.new, logits: step.logits });
+            }
+            work(engine, &mut feeds)
+        });
+        let done = match done {
+            Some(done) => done?,
+            None => panic!("BUG: a model without a device"),
+        };
+        for step in &mut steps {
+            step.sequence.ids.extend_from_slice(step.new);
+        }
+        Ok(done)
     }
 }
 

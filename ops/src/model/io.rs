@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 pub use file::{Entry, Stored, TensorWriter, list_file, list_tensors};
 
-use super::{Config, Model, failed};
+use super::{Config, Model, failed, gpu};
 
 /// The tokenizer's file, of the `tokenizers` library.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -118,7 +118,25 @@ pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
     // one tensor after the other becomes float32: never all of them in both types
     let wide = |(name, stored): (String, Stored)| Ok((name, stored.read()?.to_dtype(DType::F32).map_err(failed)?));
     let tensors = list_tensors(folder)?.into_iter().map(wide).collect::<Result<_, OpError>>()?;
-    Model::new(config, tensors, device)
+    match gpu::of(device) {
+        None => Model::new(config, tensors, device),
+        Some(gpu) => {
+            let mut model = Model::new(config, tensors, &Device::Cpu)?;
+            model.set_gpu(gpu);
+            Ok(model)
+        }
+    }
+}
+
+/// Loads a model that is never trained, to score what `other` is trained on: where that one is.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_beside(folder: &Utf8Path, other: &Model) -> Result<Model, OpError> {
+    let mut model = load(folder, &other.device)?;
+    model.params_mut().into_iter().for_each(|p| p.trainable = false);
+    model.score_beside(other);
+    Ok(model)
 }
 
 /// A tensor's values in the type asked for, as bytes, rounded to the nearest (ties to even).

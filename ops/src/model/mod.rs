@@ -5,6 +5,7 @@
 mod config;
 mod decoder;
 mod family;
+pub mod gpu;
 mod io;
 pub mod lora;
 pub mod rope;
@@ -14,7 +15,8 @@ pub use decoder::{Model, Sequence, Step, Target};
 pub use family::{FAMILIES, Family};
 pub use io::{
     Entry, FloatType, Format, Stored, TOKENIZER_FILE, TensorWriter, copy_text_files, encode, list_file, list_tensors,
-    load, load_tensors, read_config, save, save_as, save_tensors, stored_type, with_dtype, write_json, write_shards,
+    load, load_beside, load_tensors, read_config, save, save_as, save_tensors, stored_type, with_dtype, write_json,
+    write_shards,
 };
 
 use actloom_engine::op::{DeviceRequest, OpError};
@@ -27,8 +29,8 @@ use candle_core::Device;
 pub fn open_device(request: DeviceRequest) -> Result<(Device, String), OpError> {
     match request {
         DeviceRequest::Cpu => Ok((Device::Cpu, "cpu, as asked".into())),
-        DeviceRequest::Cuda(n) => match Device::new_cuda_with_stream(n) {
-            Ok(device) => Ok((device, format!("cuda:{n}, as asked"))),
+        DeviceRequest::Cuda(n) => match gpu::open(n) {
+            Ok((device, name)) => Ok((device, format!("{name}, as asked"))),
             Err(error) => Err(OpError::with_help(
                 format!("cannot open CUDA device {n}: {}", first_line(&error)),
                 "use `--device cpu` or `--device auto`, or a build with `--features cuda` on a machine with a GPU",
@@ -38,14 +40,19 @@ pub fn open_device(request: DeviceRequest) -> Result<(Device, String), OpError> 
             if !candle_core::utils::cuda_is_available() {
                 return Ok((Device::Cpu, "cpu: this build has no CUDA".into()));
             }
-            match Device::new_cuda_with_stream(0) {
-                Ok(device) => Ok((device, "cuda:0, found".into())),
+            match gpu::open(0) {
+                Ok((device, name)) => Ok((device, format!("{name}, found"))),
                 Err(error) => {
                     Ok((Device::Cpu, format!("cpu: no CUDA device could be opened ({})", first_line(&error))))
                 }
             }
         }
     }
+}
+
+/// What runs passes on an open device, `None` for the host.
+pub fn device_driver(device: &Device) -> Option<std::sync::Arc<dyn crate::gpu::Driver>> {
+    gpu::of(device)
 }
 
 fn first_line(error: &candle_core::Error) -> String {

@@ -274,6 +274,15 @@ impl RopeTable {
         RopeTable { frequencies, scale, cos: Vec::new(), sin: Vec::new() }
     }
 
+    /// Cosines and sines of the first `positions`, (positions, d/2) each.
+    ///
+    /// # Panics
+    /// Where the table is shorter: a bug in the caller.
+    pub fn rows(&self, positions: usize) -> (&[f32], &[f32]) {
+        let n = positions * self.frequencies.len();
+        (&self.cos[..n], &self.sin[..n])
+    }
+
     /// Positions that the table has.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.frequencies.len()

@@ -49,6 +49,11 @@ impl Param {
         Param { name: name.into(), value, trainable: true, grad: None, version: 0, ready: Ready::default() }
     }
 
+    /// Counts changes of `value`.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Must follow every change of `value`.
     pub fn changed(&mut self) {
         self.version += 1;

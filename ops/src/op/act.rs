@@ -139,7 +139,7 @@ impl Op for Act {
         let mut critics = Asked(Critics::new(training, &text, &model, p)?);
         let mut validation = Asked(Critics::new(validation, &text, &model, p)?);
         let asked = p.validate.is_some().then_some(&mut validation as &mut dyn Source);
-        let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
+        let reference = if p.kl > 0.0 { Some(model::load_beside(ctx.input("model"), &model)?) } else { None };
         let settings = p.settings(ctx.seed("samples"));
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &mut critics, asked, &settings)?;
         training::publish(ctx, &model, ctx.input("model"))

@@ -204,7 +204,7 @@ impl Op for Rl {
                 (boxed(training), validation.map(boxed))
             }
         };
-        let reference = if p.kl > 0.0 { Some(model::load(ctx.input("model"), &model.device)?) } else { None };
+        let reference = if p.kl > 0.0 { Some(model::load_beside(ctx.input("model"), &model)?) } else { None };
         let validation: Option<&mut dyn Source> = match &mut validation {
             Some(source) => Some(&mut **source),
             None => None,

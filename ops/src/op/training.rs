@@ -9,6 +9,7 @@ use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::tape::Keep;
 use crate::model::lora::{self, Lora};
 use crate::model::{self, Model, copy_text_files};
 use crate::train::optimizer::Settings;
@@ -113,6 +114,12 @@ impl<D> Training<D> {
         }
         model.recompute = self.recompute;
         self.optimizer.apply(model)?;
+        let row_tokens = self.row_tokens;
+        let keep = if self.recompute { Keep::Inputs } else { Keep::All };
+        if let Some(gpu) = model.gpu_mut() {
+            gpu.purpose.row_tokens = row_tokens;
+            gpu.purpose.keep = keep;
+        }
         let size = |trainable: bool| -> usize {
             let params = model.params().into_iter().filter(|p| p.trainable || !trainable);
             params.map(|p| p.value.elem_count()).sum()

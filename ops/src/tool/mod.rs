@@ -4,12 +4,13 @@
 //! - `info`: what a folder or a file holds, without loading it. - `logits`: logits and greedy ids of given tokens.
 //! - `generate`: texts for a prompt. - `talk`: a conversation whose cache goes on. - `convert`: the same weights in
 //!   other types and shards. - `merge`: a model with its adapters added to the weights. - `worlds`: environments, their
-//!   tasks, and captured transcripts replayed.
+//!   tasks, and captured transcripts replayed. - `device`: what a device is, whether it computes what it should, how fast.
 //!
 //! Invariants: plain data in and out, so that the program knows no tensor; files and folders appear whole under their
 //! names or not at all, and a folder never replaces one that is there.
 
 pub mod convert;
+pub mod device;
 pub mod generate;
 pub mod info;
 pub mod logits;

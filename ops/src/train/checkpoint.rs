@@ -71,7 +71,7 @@ pub fn begin(
 /// `Interrupted` once a checkpoint is there; the file system's.
 pub fn after_update(
     ctx: &OpContext<'_>,
-    model: &Model,
+    model: &mut Model,
     optimizer: &Optimizer,
     position: &Position,
     (steps, every): (u64, u64),
@@ -87,11 +87,12 @@ pub fn after_update(
     Ok(())
 }
 
-/// Refuses a model with a trained parameter that is not finite.
+/// Refuses a model with a trained parameter that is not finite; what a device has trained is brought to the host for it.
 ///
 /// # Errors
 /// Names it.
-pub fn check_finite(model: &Model, step: u64) -> Result<(), OpError> {
+pub fn check_finite(model: &mut Model, step: u64) -> Result<(), OpError> {
+    model.read_back().map_err(failed)?;
     for p in model.params().into_iter().filter(|p| p.trainable) {
         if !kernel::sum_squares(model.kernels, &p.value).map_err(failed)?.is_finite() {
             let message = format!("`{}` is not finite after update {step}", p.name);
@@ -105,7 +106,7 @@ pub fn check_finite(model: &Model, step: u64) -> Result<(), OpError> {
 ///
 /// # Errors
 /// A parameter that is not finite, by name: the checkpoint before is kept; the file system's.
-pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: &Position) -> Result<(), OpError> {
+pub fn save(scratch: &Utf8Path, model: &mut Model, optimizer: &Optimizer, position: &Position) -> Result<(), OpError> {
     check_finite(model, position.step).map_err(|e| with_last(scratch, e))?;
     let next = scratch.join("next");
     if next.exists() {
@@ -113,7 +114,9 @@ pub fn save(scratch: &Utf8Path, model: &Model, optimizer: &Optimizer, position: 
     }
     fs_err::create_dir_all(&next)?;
     save_weights(&next, model)?;
-    save_tensors(&next.join("moments.safetensors"), &optimizer.tensors())?;
+    let moments = optimizer.tensors(model)?;
+    let moments: Vec<(String, &Tensor)> = moments.iter().map(|(name, t)| (name.clone(), t)).collect();
+    save_tensors(&next.join("moments.safetensors"), &moments)?;
     fs_err::write(next.join("position.json"), serde_json::to_vec(position).map_err(std::io::Error::from)?)?;
     sync_folder(&next)?;
     let target = scratch.join(format!("at-{}", position.step));
@@ -138,7 +141,7 @@ fn kept(scratch: &Utf8Path, step: u64) -> Utf8PathBuf {
 ///
 /// # Errors
 /// A parameter that is not finite, by name; the file system's.
-pub fn keep(scratch: &Utf8Path, model: &Model, step: u64) -> Result<(), OpError> {
+pub fn keep(scratch: &Utf8Path, model: &mut Model, step: u64) -> Result<(), OpError> {
     check_finite(model, step).map_err(|e| with_last(scratch, e))?;
     let next = scratch.join("next");
     if next.exists() {

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use actloom_engine::op::OpError;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::update::Rule;
 use crate::model::{Model, failed};
 use crate::nn::kernel::{self, AdamStep};
 
@@ -182,6 +183,9 @@ impl Optimizer {
     /// # Errors
     /// Names a trainable parameter without a gradient, or one whose gradient is not finite.
     pub fn step(&mut self, model: &mut Model, lr: f64) -> Result<f64, OpError> {
+        if let Some(done) = self.step_on_gpu(model, lr) {
+            return done;
+        }
         let kernels = model.kernels;
         let mut total = 0.0;
         for p in model.params_mut().iter().filter(|p| p.trainable) {
@@ -190,10 +194,7 @@ impl Optimizer {
             };
             let squares = kernel::sum_squares(kernels, grad).map_err(failed)?;
             if !squares.is_finite() {
-                return Err(OpError::with_help(
-                    format!("the gradient of `{}` is not finite at update {}", p.name, self.steps + 1),
-                    "lower the learning rate, or check the rewards; the weights before this update were kept",
-                ));
+                return Err(self.not_finite(&p.name));
             }
             total += squares;
         }
@@ -231,11 +232,67 @@ impl Optimizer {
         Ok(norm)
     }
 
+    fn not_finite(&self, name: &str) -> OpError {
+        OpError::with_help(
+            format!("the gradient of `{name}` is not finite at update {}", self.steps + 1),
+            "lower the learning rate, or check the rewards; the weights before this update were kept",
+        )
+    }
+
+    /// [`Optimizer::step`] where the model's passes run on a device, which has gradients and moments. Whether a backward reached
+    /// a parameter is not known there: one that none reached has a gradient of zeros.
+    fn step_on_gpu(&mut self, model: &Model, lr: f64) -> Option<Result<f64, OpError>> {
+        let settings = &self.settings;
+        let s = settings.adamw;
+        let number = self.steps + 1;
+        let restored = std::mem::take(&mut self.state);
+        let done = model.update_on_gpu(|engine| {
+            engine.set_groups(|name| {
+                let group = settings.group(name).map(|group| &settings.groups[group]);
+                let decay = group.and_then(|g| g.weight_decay).unwrap_or(s.weight_decay);
+                (group.map_or(1.0, |g| g.learning_rate_scale), decay as f32)
+            })?;
+            for (name, moments) in &restored {
+                engine.write_moments(name, &moments.m, &moments.v)?;
+            }
+            engine.update(&Rule { beta1: s.beta1, beta2: s.beta2, eps: s.eps, clip: s.clip }, lr, number)
+        });
+        let Some(done) = done else {
+            self.state = restored;
+            return None;
+        };
+        Some(match done.map_err(failed) {
+            Ok(Ok(norm)) => {
+                self.steps = number;
+                Ok(norm)
+            }
+            Ok(Err(name)) => Err(self.not_finite(&name)),
+            Err(error) => Err(error),
+        })
+    }
+
     /// Moments by name: `m.NAME` and `v.NAME`.
-    pub fn tensors(&self) -> Vec<(String, &Tensor)> {
-        let m = self.state.iter().map(|(name, s)| (format!("m.{name}"), &s.m));
-        let v = self.state.iter().map(|(name, s)| (format!("v.{name}"), &s.v));
-        m.chain(v).collect()
+    ///
+    /// # Errors
+    /// The device's, where they are on one.
+    pub fn tensors(&self, model: &Model) -> Result<Vec<(String, Tensor)>, OpError> {
+        let on_device = model.ask_gpu(|engine| {
+            let mut all = Vec::new();
+            for p in model.params().into_iter().filter(|p| p.trainable && self.state.is_empty()) {
+                let (m, v) = engine.moments(&p.name)?;
+                for (kind, moment) in [("m", m), ("v", v)] {
+                    all.push((format!("{kind}.{}", p.name), Tensor::from_vec(moment, p.value.shape(), &Device::Cpu)?));
+                }
+            }
+            Ok(all)
+        });
+        let mut all = match on_device {
+            Some(all) => all.map_err(failed)?,
+            None => Vec::new(),
+        };
+        all.extend(self.state.iter().map(|(name, s)| (format!("m.{name}"), s.m.clone())));
+        all.extend(self.state.iter().map(|(name, s)| (format!("v.{name}"), s.v.clone())));
+        Ok(all)
     }
 
     /// An optimizer that goes on where another stopped.

@@ -1,0 +1,488 @@
+//! CUDA: one context, one stream of our own, kernels from the images made at build time, products by cuBLASLt.
+//!
+//! 1. `open` makes the device as candle wants it, so that candle's tensors and our addresses share one stream: event tracking
+//!    off (it makes two events an allocation), pool memory kept (else freed memory goes back to the system at every wait).
+//! 2. Kernels are looked up once by name, products planned once by shape.
+//!
+//! Invariants: nothing runs on another stream; products sum in float32 and reduce in float32, and the same shape takes the same
+//! algorithm for the life of the process; what is recorded allocates nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CString, c_void};
+use std::mem::ManuallyDrop;
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys as lts};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, sys};
+use candle_core::{CudaDevice, Device, Result, bail};
+
+use super::driver::{Address, Arg, Driver, Element, Form, Launch, Product, Recorded, STRUCT, Ticket};
+
+/// The kernels, one image for each source: code for the architectures that `build.rs` names, and PTX for later ones.
+const IMAGES: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Bytes that products may use to work in. NVIDIA's advice for Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// Static and dynamic shared memory up to this needs no permission.
+const SHARED_FREELY: u32 = 48 << 10;
+
+fn failed<T, E: std::fmt::Debug>(what: impl Fn() -> String, result: std::result::Result<T, E>) -> Result<T> {
+    match result {
+        Ok(value) => Ok(value),
+        Err(error) => bail!("{}: {error:?}", what()),
+    }
+}
+
+/// A kernel, and how much dynamic shared memory it is allowed.
+#[derive(Clone, Copy)]
+struct Function {
+    function: sys::CUfunction,
+    shared: u32,
+}
+
+/// What tells one plan of a product from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    form: Form,
+    sizes: (usize, usize, usize),
+    strides: (usize, usize, usize),
+    out: Element,
+    add: bool,
+    /// Alignments of the three addresses, in bytes, 16 at most.
+    aligned: [u32; 3],
+}
+
+struct Plan {
+    product: lts::cublasLtMatmulDesc_t,
+    /// In cuBLAS's order, which is column-major: the second factor first.
+    first: lts::cublasLtMatrixLayout_t,
+    second: lts::cublasLtMatrixLayout_t,
+    out: lts::cublasLtMatrixLayout_t,
+    algorithm: lts::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `plan`, and nothing uses them any more
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.product);
+            for layout in [self.first, self.second, self.out] {
+                let _ = lt::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Known {
+    functions: HashMap<&'static str, Function>,
+    plans: HashMap<Key, Plan>,
+    /// Pinned memory that no ticket holds.
+    pinned: Vec<Pinned>,
+}
+
+/// The device.
+pub struct Cuda {
+    name: String,
+    processors: usize,
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    modules: Vec<sys::CUmodule>,
+    lt: lts::cublasLtHandle_t,
+    workspace: sys::CUdeviceptr,
+    known: Mutex<Known>,
+}
+
+// SAFETY: handles of CUDA may be used from every thread; what is not synchronised inside CUDA is behind `known`
+unsafe impl Send for Cuda {}
+// SAFETY: as above
+unsafe impl Sync for Cuda {}
+
+/// Devices that are open; they stay so until the process ends.
+static OPEN: Mutex<BTreeMap<usize, Arc<Cuda>>> = Mutex::new(BTreeMap::new());
+
+/// The device of this number, opened once.
+///
+/// # Errors
+/// As [`Cuda::open`].
+pub fn open(ordinal: usize) -> Result<Arc<Cuda>> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&ordinal) {
+        return Ok(device.clone());
+    }
+    let device = Arc::new(Cuda::open(ordinal)?);
+    open.insert(ordinal, device.clone());
+    Ok(device)
+}
+
+impl Cuda {
+    /// The device of this number, counted from 0.
+    ///
+    /// # Errors
+    /// What CUDA says where there is no driver, no such device, or one that the kernels are not for.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let Device::Cuda(device) = Device::new_cuda_with_stream(ordinal)? else {
+            bail!("BUG: candle made another device than a CUDA device")
+        };
+        let stream = device.cuda_stream();
+        let context = stream.context().clone();
+        // SAFETY: everything runs on this one stream, so nothing has to wait for anything
+        unsafe { context.disable_event_tracking() };
+        let (major, minor) = failed(|| "the device's compute capability".to_owned(), context.compute_capability())?;
+        let name = failed(|| "the device's name".to_owned(), context.name())?;
+        if major < 8 {
+            bail!(
+                "{name} has compute capability {major}.{minor}, expected 8.0 or later: the kernels compute in bfloat16"
+            );
+        }
+        // SAFETY: the pool is the device's own; the attribute takes 64 bits
+        unsafe {
+            let pool =
+                failed(|| "the memory pool".to_owned(), result::device::get_default_mem_pool(context.cu_device()))?;
+            let mut keep = u64::MAX;
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            let set = result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast());
+            failed(|| "keeping the pool's memory".to_owned(), set)?;
+        }
+        let load = |image: &&[u8]| {
+            // SAFETY: an image that nvcc made
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            failed(|| format!("loading the kernels on {name}"), module)
+        };
+        let modules = IMAGES.iter().map(load).collect::<Result<_>>()?;
+        let lt = failed(|| "starting cuBLASLt".to_owned(), lt::create_handle())?;
+        // SAFETY: freed when the device is dropped
+        let workspace = failed(|| "memory for products".to_owned(), unsafe { result::malloc_sync(WORKSPACE) })?;
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = failed(|| "the device's size".to_owned(), context.attribute(attribute))? as usize;
+        let name = format!("{name} (cuda:{ordinal}, compute capability {major}.{minor})");
+        Ok(Cuda { name, processors, device, stream, modules, lt, workspace, known: Mutex::default() })
+    }
+
+    /// The same device for candle's tensors: on the same stream.
+    pub fn candle(&self) -> Device {
+        Device::Cuda(self.device.clone())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bind(&self) -> Result<()> {
+        failed(|| format!("using {}", self.name), self.stream.context().bind_to_thread())
+    }
+
+    /// A kernel that may use so much dynamic shared memory.
+    fn function(&self, kernel: &'static str, shared: u32) -> Result<sys::CUfunction> {
+        let mut known = self.known();
+        let mut found = match known.functions.get(kernel) {
+            Some(found) => *found,
+            None => {
+                let name = CString::new(kernel)?;
+                // SAFETY: the modules live as long as the device
+                let find = |module: &sys::CUmodule| unsafe { result::module::get_function(*module, name.clone()) }.ok();
+                match self.modules.iter().find_map(find) {
+                    Some(function) => Function { function, shared: SHARED_FREELY },
+                    None => bail!("there is no kernel `{kernel}`"),
+                }
+            }
+        };
+        if shared > found.shared {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a module that lives as long as the device
+            let set = unsafe { result::function::set_function_attribute(found.function, attribute, shared as i32) };
+            failed(|| format!("{shared} bytes of shared memory for `{kernel}`"), set)?;
+            found.shared = shared;
+        }
+        known.functions.insert(kernel, found);
+        Ok(found.function)
+    }
+
+    fn plan(&self, key: Key) -> Result<Plan> {
+        let what = || format!("planning the product {key:?}");
+        let (m, n, k) = key.sizes;
+        let bf16 = lts::cudaDataType::CUDA_R_16BF;
+        let out = match key.out {
+            Element::Bf16 => bf16,
+            Element::F32 => lts::cudaDataType::CUDA_R_32F,
+        };
+        // column-major, c^T = b^T a^T: what is row-major (rows, columns) is (columns, rows) there
+        let (stored_b, transposed_b) = if key.form == Form::Rows { ((k, n), true) } else { ((n, k), false) };
+        let (stored_a, transposed_a) = if key.form == Form::Weight { ((m, k), true) } else { ((k, m), false) };
+        let layout = |element, (rows, columns): (usize, usize), stride: usize| {
+            failed(what, lt::create_matrix_layout(element, rows as u64, columns as u64, stride as i64))
+        };
+        let compute = lts::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let product = failed(what, lt::create_matmul_desc(compute, lts::cudaDataType::CUDA_R_32F))?;
+        let (first, second) = (layout(bf16, stored_b, key.strides.1)?, layout(bf16, stored_a, key.strides.0)?);
+        let out = layout(out, (n, m), key.strides.2)?;
+        use lts::cublasLtMatmulDescAttributes_t as Of;
+        use lts::cublasLtMatmulPreferenceAttributes_t as Prefer;
+        // SAFETY: attributes have the sizes that cuBLASLt's reference gives
+        unsafe {
+            for (attribute, transposed) in
+                [(Of::CUBLASLT_MATMUL_DESC_TRANSA, transposed_b), (Of::CUBLASLT_MATMUL_DESC_TRANSB, transposed_a)]
+            {
+                let operation = i32::from(transposed); // CUBLAS_OP_N, CUBLAS_OP_T
+                failed(what, lt::set_matmul_desc_attribute(product, attribute, (&raw const operation).cast(), 4))?;
+            }
+            let preference = failed(what, lt::create_matmul_pref())?;
+            let workspace = WORKSPACE as u64;
+            // partial sums in float32 alone: CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+            let reductions = 2u32;
+            let [c, first_at, second_at] = [key.aligned[2], key.aligned[1], key.aligned[0]];
+            let settings: [(_, *const c_void, usize); 6] = [
+                (Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const workspace).cast(), 8),
+                (Prefer::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const reductions).cast(), 4),
+                (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (&raw const first_at).cast(), 4),
+                (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (&raw const second_at).cast(), 4),
+                (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (&raw const c).cast(), 4),
+                (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (&raw const c).cast(), 4),
+            ];
+            for (attribute, value, bytes) in settings {
+                failed(what, lt::set_matmul_pref_attribute(preference, attribute, value, bytes))?;
+            }
+            let found = lt::get_matmul_algo_heuristic(self.lt, product, first, second, out, out, preference);
+            failed(what, lt::destroy_matmul_pref(preference))?;
+            Ok(Plan { product, first, second, out, algorithm: failed(what, found)?.algo })
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        *known = Known::default();
+        // SAFETY: nothing was asked for that has not run once the stream is idle, and nothing uses these any more
+        unsafe {
+            let _ = self.stream.synchronize();
+            let _ = lt::destroy_handle(self.lt);
+            let _ = result::free_sync(self.workspace);
+            self.modules.iter().for_each(|module| drop(result::module::unload(*module)));
+        }
+    }
+}
+
+/// The largest power of two, 16 at most, that divides an address.
+fn alignment(at: Address) -> u32 {
+    1 << at.0.trailing_zeros().min(4)
+}
+
+/// Memory of the host that the device copies into by itself.
+struct Pinned {
+    at: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: memory like other memory
+unsafe impl Send for Pinned {}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: made by `malloc_host`, and no copy is on its way
+        unsafe {
+            let _ = result::free_host(self.at);
+        }
+    }
+}
+
+struct Later<'a> {
+    cuda: &'a Cuda,
+    event: sys::CUevent,
+    memory: ManuallyDrop<Pinned>,
+    bytes: usize,
+}
+
+impl Ticket for Later<'_> {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
+        self.cuda.bind()?;
+        // SAFETY: the event is this ticket's own, and after it the memory holds the bytes
+        unsafe {
+            failed(|| "waiting for a copy".to_owned(), result::event::synchronize(self.event))?;
+            Ok(std::slice::from_raw_parts(self.memory.at.cast::<u8>(), self.bytes).to_vec())
+        }
+    }
+}
+
+impl Drop for Later<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the copy is over after the event, whether or not somebody waited before; the memory is taken once
+        unsafe {
+            let _ = result::event::synchronize(self.event);
+            let _ = result::event::destroy(self.event);
+            let memory = ManuallyDrop::take(&mut self.memory);
+            self.cuda.known().pinned.push(memory);
+        }
+    }
+}
+
+struct Graph(Mutex<CudaGraph>);
+
+// SAFETY: a graph is used by one thread at a time, behind its lock
+unsafe impl Send for Graph {}
+// SAFETY: as above
+unsafe impl Sync for Graph {}
+
+impl Recorded for Graph {
+    unsafe fn replay(&self) -> Result<()> {
+        let graph = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failed(|| "replaying what was recorded".to_owned(), graph.launch())
+    }
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
+    }
+
+    fn free(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        failed(|| "the device's free memory".to_owned(), result::mem_get_info())
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<Address> {
+        self.bind()?;
+        // SAFETY: `release` frees it
+        let at = unsafe { result::malloc_sync(bytes.max(1)) };
+        failed(|| format!("reserving {bytes} bytes on {}", self.name), at).map(Address)
+    }
+
+    unsafe fn release(&self, at: Address) -> Result<()> {
+        self.wait()?;
+        // SAFETY: the caller's promise, and all that was asked for has run
+        failed(|| "giving memory back".to_owned(), unsafe { result::free_sync(at.0) })
+    }
+
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel, launch.shared)?;
+        let mut words = [([0u64; STRUCT / 8], 0); 24];
+        assert!(args.len() <= words.len(), "BUG: `{kernel}` has {} arguments", args.len());
+        words.iter_mut().zip(args).for_each(|(words, arg)| *words = arg.words());
+        let mut pointers = [null_mut(); 24];
+        pointers.iter_mut().zip(&mut words).for_each(|(pointer, (words, _))| *pointer = words.as_mut_ptr().cast());
+        let three = |x: [u32; 3]| (x[0], x[1], x[2]);
+        let (grid, block, stream) = (three(launch.grid), three(launch.block), self.stream.cu_stream());
+        // SAFETY: the caller's promise
+        let done =
+            unsafe { result::launch_kernel(function, grid, block, launch.shared, stream, &mut pointers[..args.len()]) };
+        failed(|| format!("launching `{kernel}` as {launch:?}"), done)
+    }
+
+    unsafe fn product(&self, p: &Product) -> Result<()> {
+        self.bind()?;
+        let key = Key {
+            form: p.form,
+            sizes: p.sizes()?,
+            strides: (p.a.stride, p.b.stride, p.c.stride),
+            out: p.c.element,
+            add: p.add,
+            aligned: [p.a.at, p.b.at, p.c.at].map(alignment),
+        };
+        let mut known = self.known();
+        if !known.plans.contains_key(&key) {
+            let plan = self.plan(key)?;
+            known.plans.insert(key, plan);
+        }
+        let plan = &known.plans[&key];
+        let (scale, add) = (p.scale, f32::from(u8::from(p.add)));
+        // SAFETY: the caller's promise; the plan is that of these sizes
+        let done = unsafe {
+            lt::matmul(
+                self.lt,
+                plan.product,
+                (&raw const scale).cast(),
+                (&raw const add).cast(),
+                p.b.at.0 as *const c_void,
+                plan.first,
+                p.a.at.0 as *const c_void,
+                plan.second,
+                p.c.at.0 as *const c_void,
+                plan.out,
+                p.c.at.0 as *mut c_void,
+                plan.out,
+                &raw const plan.algorithm,
+                self.workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cu_stream().cast(),
+            )
+        };
+        failed(|| format!("the product {key:?}"), done)
+    }
+
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise
+        let done = unsafe { result::memset_d8_async(at.0, 0, bytes, self.stream.cu_stream()) };
+        failed(|| "clearing memory".to_owned(), done)
+    }
+
+    unsafe fn write(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise; what is not pinned is read before the call returns
+        let done = unsafe { result::memcpy_htod_async(to.0, from, self.stream.cu_stream()) };
+        failed(|| format!("writing {} bytes to the device", from.len()), done)
+    }
+
+    unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise; nobody looks before the wait
+        let done = unsafe { result::memcpy_dtoh_async(to, from.0, self.stream.cu_stream()) };
+        failed(|| format!("reading {} bytes from the device", to.len()), done)?;
+        self.wait()
+    }
+
+    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
+        self.bind()?;
+        let what = || format!("reading {bytes} bytes from the device");
+        let mut known = self.known();
+        let memory = match known.pinned.iter().position(|p| p.bytes >= bytes) {
+            Some(at) => known.pinned.swap_remove(at),
+            None => {
+                let bytes = bytes.next_power_of_two().max(4096);
+                // SAFETY: freed with `Pinned`
+                Pinned { at: failed(what, unsafe { result::malloc_host(bytes, 0) })?, bytes }
+            }
+        };
+        drop(known);
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = failed(what, result::event::create(flags))?;
+        let ticket = Box::new(Later { cuda: self, event, memory: ManuallyDrop::new(memory), bytes });
+        // SAFETY: the ticket owns the memory until the event
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(ticket.memory.at.cast::<u8>(), bytes);
+            failed(what, result::memcpy_dtoh_async(to, from.0, self.stream.cu_stream()))?;
+            failed(what, result::event::record(event, self.stream.cu_stream()))?;
+        }
+        Ok(ticket)
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise
+        let done = unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream.cu_stream()) };
+        failed(|| "copying on the device".to_owned(), done)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
+        let what = || "recording a step".to_owned();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        failed(what, self.stream.begin_capture(mode))?;
+        let done = work();
+        // the end of a capture must come, whatever happened in it
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        done?;
+        let Some(graph) = failed(what, graph)? else { bail!("nothing was recorded") };
+        failed(what, graph.upload())?;
+        Ok(Box::new(Graph(Mutex::new(graph))))
+    }
+
+    fn wait(&self) -> Result<()> {
+        failed(|| format!("waiting for {}", self.name), self.stream.synchronize())
+    }
+}

@@ -1,0 +1,72 @@
+//! What a device is, whether it computes what it should, and how fast.
+
+use std::time::Duration;
+
+use actloom_engine::op::{DeviceRequest, OpError};
+use serde::Serialize;
+
+use crate::gpu::bench::{self, Figure};
+use crate::gpu::check::{self, Finding};
+use crate::model::{device_driver, failed, open_device};
+
+pub use crate::gpu::bench::MODELS;
+
+/// A device that passes run on.
+#[derive(Clone, Debug, Serialize)]
+pub struct About {
+    pub device: String,
+    /// Bytes, where it has memory of its own.
+    pub memory: Option<u64>,
+    pub free: Option<u64>,
+}
+
+/// What a request becomes.
+///
+/// # Errors
+/// When a GPU was demanded and none can be used.
+pub fn about(request: DeviceRequest) -> Result<About, OpError> {
+    let (device, why) = open_device(request)?;
+    let Some(driver) = device_driver(&device) else { return Ok(About { device: why, memory: None, free: None }) };
+    let (free, memory) = driver.free().map_err(failed)?;
+    Ok(About { device: why, memory: Some(memory as u64), free: Some(free as u64) })
+}
+
+fn driver(request: DeviceRequest) -> Result<std::sync::Arc<dyn crate::gpu::Driver>, OpError> {
+    let (device, why) = open_device(request)?;
+    device_driver(&device).ok_or_else(|| {
+        OpError::with_help(
+            format!("there is no GPU to look at: {why}"),
+            "use a build with `--features cuda` on a machine with a GPU",
+        )
+    })
+}
+
+/// Checks every kernel and whole models; says whether all is well.
+///
+/// # Errors
+/// Where there is no device; the device's.
+pub fn check(request: DeviceRequest, report: &mut dyn FnMut(&Finding)) -> Result<bool, OpError> {
+    let driver = driver(request)?;
+    let mut fine = true;
+    check::check(&driver, &mut |finding| {
+        fine &= finding.fine();
+        report(&finding);
+    })
+    .map_err(failed)?;
+    Ok(fine)
+}
+
+/// Takes figures; see [`bench::bench`].
+///
+/// # Errors
+/// As [`check`]; a model that is not known.
+pub fn measure(
+    request: DeviceRequest,
+    models: &[String],
+    layers: Option<usize>,
+    limit: Duration,
+    report: &mut dyn FnMut(Figure),
+    say: &mut dyn FnMut(String),
+) -> Result<(), OpError> {
+    bench::bench(&driver(request)?, models, layers, limit, report, say)
+}
