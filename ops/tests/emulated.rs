@@ -3,6 +3,7 @@
 //! Needs a C++ compiler, which nothing else does: without one the tests say that they are skipped, unless
 //! `ACTLOOM_EXTERNAL=1` says that it has to be there.
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::print_stderr, reason = "what was passed over is for the reader of a test's output")]
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,6 @@
 //! The host side of a GPU over a processor that emulates the kernels.
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::print_stderr, reason = "what was passed over is for the reader of a test's output")]
 
 mod machine;
 mod small;

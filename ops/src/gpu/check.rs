@@ -404,6 +404,9 @@ fn config(family: &str, d: usize) -> Value {
     config
 }
 
+/// Statistics of targets, gradients, their norm, and the weights after an update.
+type Outcome = (Vec<TokenStats>, Vec<Vec<f32>>, f64, Vec<Vec<f32>>);
+
 /// Whole models: passes, updates and sampling beside the processor's.
 fn models(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Result<()> {
     let refused = |e: actloom_engine::op::OpError| candle_core::Error::Msg(e.to_string());
@@ -462,7 +465,7 @@ fn models(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Result<(
         found("logits of decoding over pages", &last, &want, 0.03);
         drop(held);
         // 2. a pass, and an update
-        let run = |engine: &mut Engine| -> Result<(Vec<TokenStats>, Vec<Vec<f32>>, f64, Vec<Vec<f32>>)> {
+        let run = |engine: &mut Engine| -> Result<Outcome> {
             let stats = engine.train(&ids, &packing, &targets, 0.8, coefficient)?;
             let gradients = model.params().into_iter().map(|p| Ok(engine.gradient(&p.name)?.unwrap_or_default()));
             let gradients = gradients.collect::<Result<_>>()?;

@@ -106,7 +106,6 @@ impl Kernels<'_> {
     }
 
     /// y = (residual +) norm(x (+ delta)) w, with x + delta in `sum` and the roots in `root`.
-    #[expect(clippy::too_many_arguments, reason = "the kernel's own")]
     pub fn rms_norm(
         &self,
         y: Address,
@@ -139,7 +138,6 @@ impl Kernels<'_> {
     }
 
     /// dx = (residual +) gradient; dw += the weight's, with `partial` to work in, unless dw is not there.
-    #[expect(clippy::too_many_arguments, reason = "the kernel's own")]
     pub fn rms_norm_backward(
         &self,
         dx: Address,
@@ -222,7 +220,6 @@ impl Kernels<'_> {
 
     /// dqkv from the gradient of what [`Kernels::norm_rotate`] made, whose values' part is taken over; gradients of the norms'
     /// weights are added to `dnorms`, with `partials` to work in.
-    #[expect(clippy::too_many_arguments, reason = "the kernel's own")]
     pub fn norm_rotate_backward(
         &self,
         dqkv: Address,

@@ -147,7 +147,7 @@ mod tests {
                 let list = &tiles.by_query;
                 let listed = &list.tiles[list.first[t] as usize..list.first[t + 1] as usize];
                 prop_assert!(listed.windows(2).all(|w| w[0] / 2 < w[1] / 2));
-                for k in 0..keys.len().div_ceil(KEYS) {
+                for (k, of_key) in by_key.iter_mut().enumerate() {
                     let columns = k * KEYS..((k + 1) * KEYS).min(keys.len());
                     let pairs = queries.iter().flat_map(|q| columns.clone().map(|k| sees(*q, k)));
                     let (mut any, mut all) = (false, columns.len() == KEYS);
@@ -156,7 +156,7 @@ mod tests {
                         None => prop_assert!(!any, "tile {t}, {k} is not listed"),
                         Some(entry) => {
                             prop_assert!(entry % 2 == 1 || all, "tile {t}, {k} has no mask");
-                            by_key[k].push(2 * t as u32 + entry % 2);
+                            of_key.push(2 * t as u32 + entry % 2);
                         }
                     }
                 }

@@ -144,7 +144,7 @@ mod tests {
         let params = serde_json::from_str("{}").unwrap();
         let run = |files: &[&str], to: &str| {
             let files = files.iter().map(|file| bench.input(file, "play", &[])).collect();
-            bench.run(&Eval, &params, [("episodes", files)].into_iter(), to)
+            bench.run(&Eval, &params, [("episodes", files)], to)
         };
         run(&["seen.jsonl", "unseen.jsonl"], "scores").unwrap();
         let scores = Scores::read(&bench.path("scores")).unwrap();
