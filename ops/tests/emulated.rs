@@ -5,22 +5,15 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(clippy::print_stderr, reason = "what was passed over is for the reader of a test's output")]
 
-use std::path::Path;
+mod machine;
+
 use std::process::Command;
 
 fn emulated(name: &str) {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    if Command::new(&compiler).arg("--version").output().is_err() {
-        assert!(std::env::var("ACTLOOM_EXTERNAL").is_err(), "there is no C++ compiler `{compiler}`");
-        eprintln!("skipped: there is no C++ compiler `{compiler}`");
-        return;
-    }
+    let Some(compiler) = machine::compiler() else { return };
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulated").join(format!("{name}.cpp"));
-    let options = ["-std=c++17", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-DEMULATED", "-o"];
-    let made = Command::new(&compiler).args(options).arg(&program).arg(source).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    machine::compile(&compiler, &format!("{name}.cpp"), &[], &program);
     let run = Command::new(&program).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(

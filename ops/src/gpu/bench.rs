@@ -17,9 +17,10 @@ use serde_json::json;
 
 use super::attention::{Attend, Plan as Lists};
 use super::driver::{Address, Driver, Element, Matrix, Product};
-use super::engine::{Addition, Engine, Purpose, Shape};
+use super::engine::Engine;
 use super::kernels::Qkv;
 use super::memory::Arena;
+use super::parts::{Addition, Purpose, Shape};
 use super::sample::{Feed, Room};
 use super::tape::Keep;
 use super::tiles::{Keys, Tiles};
@@ -194,7 +195,6 @@ fn ceilings(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Figure)) -> Result<
         let matrix = |i: usize| Matrix::new(base.plus(2 * n * n * i), Element::Bf16, n, n);
         // SAFETY: three matrices of these sizes fit
         let product = best(&**device, || unsafe {
-            device.clear(base, 1)?;
             (0..8).try_for_each(|_| device.product(&Product::rows(matrix(0), matrix(1), matrix(2))))
         })?;
         let ceilings = Ceilings { bytes: 2.0 * bytes as f64 / copy, flops: 16.0 * (n as f64).powi(3) / product };

@@ -21,10 +21,13 @@ pub mod kernels;
 pub mod layout;
 pub mod memory;
 pub mod pages;
+pub mod parts;
+pub mod plan;
 pub mod sample;
 pub mod tape;
 pub mod tiles;
 pub mod update;
 pub mod weights;
+mod work;
 
 pub use driver::Driver;

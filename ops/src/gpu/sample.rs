@@ -8,12 +8,12 @@ use candle_core::{Result, bail};
 use super::attention::Plan;
 use super::cached::{Batch, Cached, Caches, Reading, Readings};
 use super::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
-use super::engine::{Sheet, Work};
 use super::kernels::{Kernels, Qkv};
 use super::memory::Arena;
 use super::pages::{Copied, Held, PAGE, Pool};
 use super::tape::{Keep, Pass, Rows, Stream};
 use super::tiles::{Keys, Tiles};
+use super::work::{Sheet, Work};
 use crate::infer::sampling::{Draw, Drawn};
 use crate::nn::Packing;
 

@@ -108,9 +108,9 @@ fn step(
         shares.push(share);
     }
     // 2. the model, and a token for each sequence that has read all
-    let drawn = match queue.model.sampling_room().map_err(failed)? {
-        Some(_) => on_device(queue, active, buffers)?,
-        None => on_host(queue, active, buffers)?,
+    let drawn = match queue.model.draws() {
+        true => on_device(queue, active, buffers)?,
+        false => on_host(queue, active, buffers)?,
     };
     let mut drawn = drawn.into_iter();
     // 3. take out what ended

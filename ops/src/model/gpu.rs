@@ -12,7 +12,8 @@ use super::Model;
 use crate::gpu::Driver;
 #[cfg(feature = "cuda")]
 use crate::gpu::cuda;
-use crate::gpu::engine::{Engine, Purpose, Shape};
+use crate::gpu::engine::Engine;
+use crate::gpu::parts::{Purpose, Shape};
 use crate::gpu::sample::Room;
 
 /// Opens a CUDA device, or takes the one that is open: candle's device, and what it is called.
@@ -63,11 +64,6 @@ impl Gpu {
         Gpu { driver, purpose: Purpose::default(), state: Mutex::default() }
     }
 
-    /// The device.
-    pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.driver
-    }
-
     fn lock(&self) -> MutexGuard<'_, Option<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,6 +85,11 @@ impl Model {
             gpu.purpose = Purpose { sample: None, ..there.purpose };
             self.gpu = Some(gpu);
         }
+    }
+
+    /// Tokens are drawn where passes run.
+    pub fn draws(&self) -> bool {
+        self.gpu.is_some()
     }
 
     /// What steps of sampling may be like, `None` where passes run on the host: sequences side by side, new tokens in a step, and

@@ -117,7 +117,7 @@ enum Work {
 /// Work that was recorded.
 struct Played {
     work: Vec<Work>,
-    library: &'static Library,
+    kernels: &'static Library,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -126,7 +126,7 @@ impl Recorded for Played {
         self.counts.lock().unwrap().replayed += 1;
         for work in &self.work {
             // SAFETY: the caller's promise
-            unsafe { self.library.run(work)? };
+            unsafe { self.kernels.run(work)? };
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Recorded for Played {
 
 /// The device.
 pub struct Machine {
-    library: &'static Library,
+    kernels: &'static Library,
     memory: Mutex<BTreeMap<u64, Vec<u64>>>,
     recording: Mutex<Option<Vec<Work>>>,
     pub counts: Arc<Mutex<Counts>>,
@@ -144,7 +144,7 @@ impl Machine {
     /// `None` where there is no C++ compiler.
     pub fn open() -> Option<Machine> {
         Some(Machine {
-            library: library()?,
+            kernels: library()?,
             memory: Mutex::default(),
             recording: Mutex::default(),
             counts: Arc::default(),
@@ -172,7 +172,7 @@ impl Machine {
             return Ok(());
         }
         // SAFETY: the caller's promise
-        unsafe { self.library.run(&work) }
+        unsafe { self.kernels.run(&work) }
     }
 }
 
@@ -314,7 +314,7 @@ impl Driver for Machine {
         let done = work();
         let recorded = self.recording.lock().unwrap().take().unwrap();
         done?;
-        Ok(Box::new(Played { work: recorded, library: self.library, counts: self.counts.clone() }))
+        Ok(Box::new(Played { work: recorded, kernels: self.kernels, counts: self.counts.clone() }))
     }
 
     fn wait(&self) -> Result<()> {

@@ -1,0 +1,149 @@
+//! How much memory an engine needs: found by doing the work of the largest row and the largest step without a device.
+//!
+//! Invariant: what is planned is what is used, for the same code asks for it.
+
+
+use candle_core::Result;
+
+use super::driver::Dry;
+use super::memory::Arena;
+use super::pages::PAGE;
+use super::parts::{Parts, Purpose, Shape, windows};
+use super::sample::{Cache, Decoding, Room, bucket, page_bytes};
+use super::tape::Keep;
+use super::update::Update;
+use super::work::Work;
+use crate::model::Target;
+use crate::nn::Packing;
+
+/// Bytes that an engine reserves, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Weights, masters, gradients, moments, tables.
+    pub parameters: usize,
+    /// Passes over packed rows: what is kept of a forward, what is lent, logits.
+    pub passes: usize,
+    /// Steps of sampling, without what is in pages.
+    pub steps: usize,
+    /// Pages of keys and values.
+    pub cache: usize,
+    /// Tokens that fit into them.
+    pub tokens: usize,
+}
+
+/// Share of the free memory that is taken where pages may take all there is.
+const SHARE: f64 = 0.6;
+
+impl Plan {
+    /// Found by doing, without a device, the work of the largest row and the largest step.
+    ///
+    /// # Errors
+    /// Sizes that the kernels do not take.
+    pub fn new(shape: &Shape, purpose: &Purpose, processors: usize, free: usize) -> Result<Plan> {
+        let (mut arena, device) = (Arena::dry(), Dry { processors });
+        let parts = Parts::new(shape, purpose, &mut arena)?;
+        let trained = parts.weights.layout.trained > 0;
+        if trained {
+            Update::new(&device, &parts.weights, &mut arena, |_| (1.0, 0.0))?;
+        }
+        let parameters = arena.peak();
+        let windows = windows(&parts);
+        let dry = |work: &mut dyn FnMut(&mut Work<'_>) -> Result<()>| -> Result<usize> {
+            let mut arena = Arena::dry();
+            work(&mut Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows })?;
+            Ok(arena.peak())
+        };
+        let n = purpose.row_tokens;
+        let ids: Vec<u32> = (0..n).map(|i| (i % shape.config.vocab_size) as u32).collect();
+        let targets: Vec<Target> = (0..n as u32).map(|row| Target { row, id: 0 }).collect();
+        let passes = dry(&mut |work| {
+            let row = work.row(&ids, &Packing::single(n), &targets)?;
+            match trained {
+                true => work.train(&row, 1.0, &mut |_, _| 0.0).map(|_| ()),
+                false => work.score(&row, 1.0).map(|_| ()),
+            }
+        })?;
+        let passes = passes.max(dry(&mut |work| work.merge())?);
+        let Some(room) = purpose.sample else {
+            return Ok(Plan { parameters, passes, steps: 0, cache: 0, tokens: 0 });
+        };
+        let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
+        let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
+            let mut arena = Arena::dry();
+            let cache = Cache::reserve(&device, &mut arena, layers, heads, &Room { tokens, ..room })?;
+            Ok((arena.peak(), cache))
+        };
+        let enough = cache_of(purpose.positions * 2 + room.chunk)?.1;
+        let steps = dry(&mut |work| work.largest(&enough, &room))?;
+        let decoding = Decoding::dry(bucket(room.rows, purpose.positions.div_ceil(PAGE)));
+        let steps = steps.max(dry(&mut |work| {
+            let at = work.place(&decoding)?;
+            work.decode(&enough, &decoding, at)
+        })?);
+        let tokens = match room.tokens {
+            0 => {
+                let budget = ((free as f64 * SHARE) as usize).max(parameters + passes);
+                let left = budget.saturating_sub(parameters + steps + cache_of(0)?.0);
+                // one sequence at least
+                (left / page_bytes(layers, heads) * PAGE).max(purpose.positions)
+            }
+            tokens => tokens,
+        };
+        Ok(Plan { parameters, passes, steps, cache: cache_of(tokens)?.0, tokens })
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> usize {
+        self.parameters + self.passes.max(self.cache + self.steps)
+    }
+
+    /// What would fit into so much, as the end of a sentence.
+    pub(super) fn advice(&self, shape: &Shape, purpose: &Purpose, free: usize) -> String {
+        let mut help = Vec::new();
+        let fits = |purpose: Purpose, shape: &Shape| {
+            Plan::new(shape, &purpose, 132, free).is_ok_and(|plan| plan.bytes() <= free)
+        };
+        let sample = purpose.sample.map(|room| Room { tokens: 0, ..room });
+        let small = Purpose { sample, ..*purpose };
+        if purpose.keep != Keep::Inputs && fits(Purpose { keep: Keep::Inputs, ..small }, shape) {
+            help.push("`recompute = true`");
+        }
+        if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
+            help.push("a smaller `row_tokens`");
+        }
+        let frozen = Shape {
+            parameters: shape.parameters.iter().cloned().map(|p| (p.0, p.1, false)).collect(),
+            ..shape.clone()
+        };
+        if shape.additions.is_empty() && fits(small, &frozen) {
+            help.push("`lora`");
+        }
+        match help.is_empty() {
+            true => "; a smaller model, or a device with more memory".to_owned(),
+            false => format!("; what would fit: {}", help.join(", or ")),
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub(super) fn gib(bytes: usize) -> String {
+    match bytes {
+        0..0x400_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (all, parameters, passes) = (gib(self.bytes()), gib(self.parameters), gib(self.passes));
+        write!(
+            f,
+            "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows"
+        )?;
+        if self.cache > 0 {
+            let (cache, steps, tokens) = (gib(self.cache), gib(self.steps), self.tokens);
+            write!(f, ", or in turn {cache} for keys and values of {tokens} tokens and {steps} for steps")?;
+        }
+        Ok(())
+    }
+}
