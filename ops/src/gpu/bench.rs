@@ -300,18 +300,13 @@ fn train(
     report: &mut dyn FnMut(Figure),
 ) -> Result<()> {
     let (train, n) = how;
-    let mut purpose = Purpose { row_tokens: n, keep: Keep::All, chunk: 2048, positions: n, sample: None };
-    let mut kept = "all of the forward kept";
-    let made = [Keep::All, Keep::WithoutMlp, Keep::Inputs].into_iter().find_map(|keep| {
-        purpose.keep = keep;
-        kept = match keep {
-            Keep::All => kept,
-            Keep::WithoutMlp => "gate and up made again",
-            _ => "inputs of blocks kept",
-        };
-        engine(device, config, train, purpose).ok()
-    });
-    let Some(mut engine) = made else { candle_core::bail!("does not fit into the device's memory") };
+    let purpose = Purpose { row_tokens: n, keep: None, chunk: 2048, positions: n, sample: None };
+    let mut engine = engine(device, config, train, purpose)?;
+    let kept = match engine.plan().keep {
+        Keep::All | Keep::Nothing => "all of the forward kept",
+        Keep::WithoutMlp => "gate and up made again",
+        Keep::Inputs => "inputs of blocks kept",
+    };
     let ids = tokens(config, n, 5);
     let (targets, packing) = (every_next(&ids), Packing::single(n));
     let rule = Rule { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1.0 };
@@ -367,7 +362,7 @@ fn score(
     report: &mut dyn FnMut(Figure),
 ) -> Result<()> {
     let n = 4096;
-    let purpose = Purpose { row_tokens: n, keep: Keep::All, chunk: 2048, positions: n, sample: None };
+    let purpose = Purpose { row_tokens: n, keep: None, chunk: 2048, positions: n, sample: None };
     let mut engine = engine(device, config, Train::Nothing, purpose)?;
     let ids = tokens(config, n, 6);
     let (targets, packing) = (every_next(&ids), Packing::single(n));
@@ -394,7 +389,7 @@ fn grpo(
     let (group, response) = (8, 128);
     let prompt = 3 * response;
     let rows = group * (prompt + response);
-    let purpose = Purpose { row_tokens: rows, keep: Keep::All, chunk: 2048, positions: 2048, sample: None };
+    let purpose = Purpose { row_tokens: rows, keep: None, chunk: 2048, positions: 2048, sample: None };
     let mut engine = engine(device, config, Train::Lora(16), purpose)?;
     let mut seconds = [0.0; 2];
     for (shared, seconds) in [false, true].into_iter().zip(&mut seconds) {
@@ -437,7 +432,7 @@ fn decode(
     let per_token = 2 * 2 * config.layers * config.kv_heads * config.head_dim;
     for batch in [1usize, 64, 256] {
         let room = Room { rows: batch, chunk: 4096, tokens: batch * positions, reading: 8192 };
-        let purpose = Purpose { row_tokens: 256, keep: Keep::Nothing, chunk: 256, positions, sample: Some(room) };
+        let purpose = Purpose { row_tokens: 256, keep: None, chunk: 256, positions, sample: Some(room) };
         let mut engine = match engine(device, config, Train::Nothing, purpose) {
             Ok(engine) => engine,
             Err(_) if batch > 64 => continue, // does not fit: the smaller batches were reported

@@ -4,7 +4,7 @@
 //! 2. `train` is forward, head and backward of one packed row; gradients add up until `update` takes them.
 //! 3. `score` and `logits` are forwards that keep nothing.
 //!
-//! Invariants: after `new` nothing is reserved; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
+//! Invariants: after `new` nothing is reserved, but for a row longer than any before, for which all is planned again; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
 //! the host are as old as the last `read_back`.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use super::driver::{Address, Driver, Recorded};
 use super::memory::{Arena, Mark};
 use super::pages::{Held, Pool};
 use super::parts::{Parts, Purpose, Shape, windows};
-use super::plan::{Plan, gib};
+use super::plan::Plan;
 use super::sample::{Bucket, Cache, Decoding, Feed, Room, bucket, draw_from, drawn};
 use super::update::{Rule, Update};
 use super::work::Work;
@@ -26,9 +26,14 @@ use crate::nn::Packing;
 use crate::nn::kernel::RopeTable;
 use crate::nn::layer::TokenStats;
 
+/// Rows are planned for in multiples of so many tokens.
+const ROW_STEP: usize = 256;
+
 /// The engine.
 pub struct Engine {
     device: Arc<dyn Driver>,
+    shape: Shape,
+    /// [`Address::NONE`] where nothing is reserved.
     base: Address,
     arena: Arena,
     plan: Plan,
@@ -53,21 +58,17 @@ impl Engine {
     /// # Errors
     /// When it does not fit, with what is missing; sizes that the kernels do not take; the device's.
     pub fn new(device: Arc<dyn Driver>, shape: &Shape, purpose: Purpose) -> Result<Engine> {
-        let (free, all) = device.free()?;
-        let plan = Plan::new(shape, &purpose, device.processors(), free)?;
+        let (free, _) = device.free()?;
+        let plan = Plan::that_fits(&*device, shape, &purpose, free)?;
+        Engine::planned(device, shape.clone(), purpose, plan)
+    }
+
+    /// An engine with this much memory.
+    fn planned(device: Arc<dyn Driver>, shape: Shape, purpose: Purpose, plan: Plan) -> Result<Engine> {
         let needed = plan.bytes();
-        if needed > free {
-            bail!(
-                "{plan}, but {} has {} of {} free{}",
-                device.name(),
-                gib(free),
-                gib(all),
-                plan.advice(shape, &purpose, free)
-            );
-        }
         let base = device.reserve(needed)?;
         let mut arena = Arena::new(base, needed);
-        let parts = Parts::new(shape, &purpose, &mut arena)?;
+        let parts = Parts::new(&shape, &purpose, &mut arena)?;
         let flat = parts.weights.flat;
         for at in [flat.grad, flat.m, flat.v] {
             // SAFETY: just reserved
@@ -105,6 +106,7 @@ impl Engine {
         let windows = windows(&parts);
         Ok(Engine {
             device,
+            shape,
             base,
             arena,
             plan,
@@ -172,6 +174,38 @@ impl Engine {
         self.parts.weights.gradient(&*self.device, name)
     }
 
+    /// Makes room for a row that is longer than what was planned for, or from which more is predicted: all is planned again, and
+    /// parameters go over the host to their new places.
+    fn make_room(&mut self, tokens: usize, targets: usize) -> Result<()> {
+        let row_tokens = tokens.max(targets).next_multiple_of(ROW_STEP);
+        if tokens.max(targets) <= self.purpose.row_tokens {
+            return Ok(());
+        }
+        let held = self.cache.as_ref().map_or(0, |(_, pool)| pool.held());
+        if held > 0 {
+            bail!(
+                "a row of {tokens} tokens needs more memory, and {held} pages of sequences are in use: let go of them first"
+            );
+        }
+        let purpose = Purpose { row_tokens, ..self.purpose };
+        let free = self.device.free()?.0 + self.arena.capacity();
+        let plan = Plan::that_fits(&*self.device, &self.shape, &purpose, free)?;
+        let mut parameters = vec![0; self.plan.parameters];
+        // SAFETY: they are at the beginning, and nothing is asked of this place after it was given back
+        unsafe {
+            self.device.read(self.base, &mut parameters)?;
+            self.device.release(std::mem::replace(&mut self.base, Address::NONE))?;
+        }
+        let mut made = Engine::planned(self.device.clone(), self.shape.clone(), purpose, plan)?;
+        // SAFETY: the beginning is the same whatever rows are planned for
+        unsafe { made.device.write(made.base, &parameters)? };
+        if let (Some(new), Some(old)) = (&mut made.update, &self.update) {
+            new.take_over(&*made.device, old)?;
+        }
+        *self = made;
+        Ok(())
+    }
+
     /// One pass over rows, after which the arena is as it was.
     fn pass<T>(&mut self, work: impl FnOnce(&mut Work<'_>) -> Result<T>) -> Result<T> {
         if let Some((_, pool)) = self.cache.as_ref().filter(|(_, pool)| pool.held() > 0) {
@@ -197,6 +231,7 @@ impl Engine {
             parts: &self.parts,
             arena: &mut self.arena,
             purpose: &self.purpose,
+            keep: self.plan.keep,
             windows: &self.windows,
         });
         self.arena.reset(self.floor);
@@ -219,6 +254,7 @@ impl Engine {
         if targets.is_empty() {
             return Ok(Vec::new());
         }
+        self.make_room(ids.len(), targets.len())?;
         self.pass(|work| {
             let row = work.row(ids, packing, targets)?;
             work.train(&row, temperature, &mut coefficient)
@@ -239,6 +275,7 @@ impl Engine {
         if targets.is_empty() {
             return Ok(Vec::new());
         }
+        self.make_room(ids.len(), targets.len())?;
         self.pass(|work| {
             let row = work.row(ids, packing, targets)?;
             work.score(&row, temperature)
@@ -251,6 +288,7 @@ impl Engine {
     /// As [`Engine::train`].
     pub fn logits(&mut self, ids: &[u32], packing: &Packing) -> Result<Vec<f32>> {
         let targets: Vec<Target> = (0..ids.len() as u32).map(|row| Target { row, id: 0 }).collect();
+        self.make_room(ids.len(), targets.len())?;
         self.pass(|work| {
             let row = work.row(ids, packing, &targets)?;
             work.logits(&row)
@@ -389,7 +427,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // SAFETY: nothing is asked for after this
-        let _ = unsafe { self.device.release(self.base) };
+        if self.base != Address::NONE {
+            // SAFETY: nothing is asked for after this
+            let _ = unsafe { self.device.release(self.base) };
+        }
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Invariant: names are those of checkpoints.
 
-
 use candle_core::{Result, bail};
 
 use super::driver::Address;
@@ -15,11 +14,12 @@ use super::weights::{Vector, Weight, Weights};
 use crate::model::{Config, Model};
 
 /// What an engine is made for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Purpose {
-    /// Tokens of a packed row, at most.
+    /// Tokens of a packed row that there is room for from the beginning; for a longer one more memory is reserved when it comes.
     pub row_tokens: usize,
-    pub keep: Keep,
+    /// `None`: as much as there is memory for. No bit of a result depends on it.
+    pub keep: Option<Keep>,
     /// Rows of logits at once.
     pub chunk: usize,
     /// Positions of a sequence, at most.
@@ -30,7 +30,7 @@ pub struct Purpose {
 
 impl Default for Purpose {
     fn default() -> Self {
-        Purpose { row_tokens: 2048, keep: Keep::All, chunk: 1024, positions: 4096, sample: None }
+        Purpose { row_tokens: 2048, keep: None, chunk: 1024, positions: 4096, sample: None }
     }
 }
 

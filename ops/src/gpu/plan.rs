@@ -2,10 +2,9 @@
 //!
 //! Invariant: what is planned is what is used, for the same code asks for it.
 
+use candle_core::{Result, bail};
 
-use candle_core::Result;
-
-use super::driver::Dry;
+use super::driver::{Driver, Dry};
 use super::memory::Arena;
 use super::pages::PAGE;
 use super::parts::{Parts, Purpose, Shape, windows};
@@ -19,6 +18,8 @@ use crate::nn::Packing;
 /// Bytes that an engine reserves, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
+    /// What is kept of a forward.
+    pub keep: Keep,
     /// Weights, masters, gradients, moments, tables.
     pub parameters: usize,
     /// Passes over packed rows: what is kept of a forward, what is lent, logits.
@@ -35,11 +36,30 @@ pub struct Plan {
 const SHARE: f64 = 0.6;
 
 impl Plan {
+    /// The plan that fits into so much free memory and keeps the most of a forward.
+    ///
+    /// # Errors
+    /// When nothing fits, with what is missing and what would fit; sizes that the kernels do not take.
+    pub fn that_fits(device: &dyn Driver, shape: &Shape, purpose: &Purpose, free: usize) -> Result<Plan> {
+        let mut least = None;
+        let levels = [Keep::All, Keep::WithoutMlp, Keep::Inputs];
+        for keep in levels.into_iter().filter(|keep| purpose.keep.is_none_or(|only| only == *keep)) {
+            let plan = Plan::new(shape, purpose, keep, device.processors(), free)?;
+            if plan.bytes() <= free {
+                return Ok(plan);
+            }
+            least = Some(plan);
+        }
+        let Some(plan) = least else { bail!("BUG: a forward of which nothing is kept has no backward") };
+        let (name, all) = (device.name(), device.free()?.1);
+        bail!("{plan}, but {name} has {} of {} free{}", gib(free), gib(all), Plan::advice(shape, purpose, free))
+    }
+
     /// Found by doing, without a device, the work of the largest row and the largest step.
     ///
     /// # Errors
     /// Sizes that the kernels do not take.
-    pub fn new(shape: &Shape, purpose: &Purpose, processors: usize, free: usize) -> Result<Plan> {
+    pub fn new(shape: &Shape, purpose: &Purpose, keep: Keep, processors: usize, free: usize) -> Result<Plan> {
         let (mut arena, device) = (Arena::dry(), Dry { processors });
         let parts = Parts::new(shape, purpose, &mut arena)?;
         let trained = parts.weights.layout.trained > 0;
@@ -50,7 +70,7 @@ impl Plan {
         let windows = windows(&parts);
         let dry = |work: &mut dyn FnMut(&mut Work<'_>) -> Result<()>| -> Result<usize> {
             let mut arena = Arena::dry();
-            work(&mut Work { device: &device, parts: &parts, arena: &mut arena, purpose, windows: &windows })?;
+            work(&mut Work { device: &device, parts: &parts, arena: &mut arena, purpose, keep, windows: &windows })?;
             Ok(arena.peak())
         };
         let n = purpose.row_tokens;
@@ -65,7 +85,7 @@ impl Plan {
         })?;
         let passes = passes.max(dry(&mut |work| work.merge())?);
         let Some(room) = purpose.sample else {
-            return Ok(Plan { parameters, passes, steps: 0, cache: 0, tokens: 0 });
+            return Ok(Plan { keep, parameters, passes, steps: 0, cache: 0, tokens: 0 });
         };
         let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
         let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
@@ -89,7 +109,7 @@ impl Plan {
             }
             tokens => tokens,
         };
-        Ok(Plan { parameters, passes, steps, cache: cache_of(tokens)?.0, tokens })
+        Ok(Plan { keep, parameters, passes, steps, cache: cache_of(tokens)?.0, tokens })
     }
 
     /// All of it.
@@ -98,16 +118,13 @@ impl Plan {
     }
 
     /// What would fit into so much, as the end of a sentence.
-    pub(super) fn advice(&self, shape: &Shape, purpose: &Purpose, free: usize) -> String {
+    fn advice(shape: &Shape, purpose: &Purpose, free: usize) -> String {
         let mut help = Vec::new();
         let fits = |purpose: Purpose, shape: &Shape| {
-            Plan::new(shape, &purpose, 132, free).is_ok_and(|plan| plan.bytes() <= free)
+            Plan::new(shape, &purpose, Keep::Inputs, 132, free).is_ok_and(|plan| plan.bytes() <= free)
         };
         let sample = purpose.sample.map(|room| Room { tokens: 0, ..room });
         let small = Purpose { sample, ..*purpose };
-        if purpose.keep != Keep::Inputs && fits(Purpose { keep: Keep::Inputs, ..small }, shape) {
-            help.push("`recompute = true`");
-        }
         if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
             help.push("a smaller `row_tokens`");
         }
@@ -140,6 +157,11 @@ impl std::fmt::Display for Plan {
             f,
             "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows"
         )?;
+        match self.keep {
+            Keep::All | Keep::Nothing => {}
+            Keep::WithoutMlp => write!(f, " (gate and up are computed again in the backward)")?,
+            Keep::Inputs => write!(f, " (blocks are computed again in the backward)")?,
+        }
         if self.cache > 0 {
             let (cache, steps, tokens) = (gib(self.cache), gib(self.steps), self.tokens);
             write!(f, ", or in turn {cache} for keys and values of {tokens} tokens and {steps} for steps")?;

@@ -103,6 +103,18 @@ impl Update {
         }
     }
 
+    /// The factors of another, of the same parameters in other places.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn take_over(&mut self, device: &dyn Driver, from: &Update) -> Result<()> {
+        for (segment, old) in self.table.iter_mut().zip(&from.table) {
+            (segment.rate, segment.decay) = (old.rate, old.decay);
+        }
+        // SAFETY: the table's own place
+        unsafe { device.write(self.segments, bytes(&self.table)) }
+    }
+
     /// One update, the `number`-th from 1. Returns the global norm before clipping, or the name of a parameter whose gradient is
     /// not finite, and then nothing was changed.
     ///

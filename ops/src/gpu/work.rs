@@ -2,7 +2,6 @@
 //!
 //! Invariant: nothing here knows whether a device is there; the plan of memory runs the same code.
 
-
 use candle_core::Result;
 
 use super::attention::Plan as Attention;
@@ -88,6 +87,8 @@ pub(super) struct Work<'a> {
     pub parts: &'a Parts,
     pub arena: &'a mut Arena,
     pub purpose: &'a Purpose,
+    /// What is kept of a forward that has a backward.
+    pub keep: Keep,
     pub windows: &'a [Option<usize>],
 }
 
@@ -257,7 +258,7 @@ impl<'a> Work<'a> {
         coefficient: &mut dyn FnMut(usize, TokenStats) -> f32,
     ) -> Result<Vec<TokenStats>> {
         let (hidden, m, none) = (self.parts.sizes.hidden, row.wanted, Address::NONE);
-        let (stream, kept) = self.forward(row, self.purpose.keep)?;
+        let (stream, kept) = self.forward(row, self.keep)?;
         let ends = self.ends((row.rows, row.wanted), stream)?;
         let bytes = 2 * row.n * hidden;
         let d = self.arena.keep(bytes)?;

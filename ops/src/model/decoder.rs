@@ -248,6 +248,11 @@ impl Model {
         out
     }
 
+    /// Trains nothing in it.
+    pub fn freeze(&mut self) {
+        self.params_mut().into_iter().for_each(|p| p.trainable = false);
+    }
+
     /// As [`Model::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param> {
         let mut out = vec![&mut self.embed.w];

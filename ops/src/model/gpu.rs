@@ -46,8 +46,8 @@ pub(super) fn of(device: &Device) -> Option<Arc<dyn Driver>> {
 /// Where a model's passes run.
 pub struct Gpu {
     driver: Arc<dyn Driver>,
-    /// What the engine will be made for.
-    pub purpose: Purpose,
+    /// What the engine is made for.
+    purpose: Purpose,
     state: Mutex<Option<State>>,
 }
 
@@ -104,9 +104,24 @@ impl Model {
         Ok(Some((room.rows, room.chunk, tokens)))
     }
 
-    /// Where passes run, if not on the host; to say what for before the first.
-    pub fn gpu_mut(&mut self) -> Option<&mut Gpu> {
-        self.gpu.as_mut()
+    /// Reserves the memory that passes need, if that was not done yet: what for, `None` on the host.
+    ///
+    /// # Errors
+    /// When it does not fit, with what would.
+    pub fn memory(&self) -> Result<Option<String>> {
+        self.ask_gpu(|engine| Ok(engine.plan().to_string())).transpose()
+    }
+
+    /// Says what passes on a device will be like; best before the first.
+    pub fn on_device_for(&mut self, change: impl FnOnce(Purpose) -> Purpose) {
+        if let Some(gpu) = &mut self.gpu {
+            let purpose = change(gpu.purpose);
+            let state = gpu.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if purpose != gpu.purpose && state.as_ref().is_none_or(|state| !state.ahead) {
+                *state = None;
+            }
+            gpu.purpose = purpose;
+        }
     }
 
     /// Does something with the engine, `None` where passes run on the host.

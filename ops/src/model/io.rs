@@ -134,7 +134,7 @@ pub fn load(folder: &Utf8Path, device: &Device) -> Result<Model, OpError> {
 /// As [`load`].
 pub fn load_beside(folder: &Utf8Path, other: &Model) -> Result<Model, OpError> {
     let mut model = load(folder, &other.device)?;
-    model.params_mut().into_iter().for_each(|p| p.trainable = false);
+    model.freeze();
     model.score_beside(other);
     Ok(model)
 }

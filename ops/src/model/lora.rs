@@ -101,7 +101,7 @@ fn freeze(model: &mut Model) -> Result<(), OpError> {
     if is_attached(model) {
         return Err(OpError::failed("the model already has adapters, expected one without"));
     }
-    model.params_mut().into_iter().for_each(|p| p.trainable = false);
+    model.freeze();
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::training::say_memory;
 use crate::artifact::{Episode, Pair, Past, Reflection, Task, Turn};
 use crate::model::{self, Model, open_device};
 use crate::policy::{self, Policy, Sampling};
@@ -84,6 +85,7 @@ pub fn open_policy_for(ctx: &OpContext<'_>, path: &Utf8Path, prompt: &Prompt) ->
     policy.set(&prompt.variables())?;
     policy.join_reasoning(prompt.thinking() != Thinking::None);
     note_policy(ctx, &*policy);
+    say_memory(ctx, policy.memory()?);
     Ok(policy)
 }
 

@@ -245,6 +245,7 @@ pub struct Sampled;
 impl Defaults for Sampled {
     const LEARNING_RATE: f64 = 1e-6;
     const CHECKPOINT: u64 = 20;
+    const SAMPLES: bool = true;
 }
 
 fn group() -> usize {

@@ -4,14 +4,16 @@
 
 use std::marker::PhantomData;
 
+use actloom_engine::event::Level;
 use actloom_engine::op::{Kind, OpContext, OpError, Ports, Problem};
 use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::parts::Purpose;
 use crate::gpu::tape::Keep;
 use crate::model::lora::{self, Lora};
-use crate::model::{self, Model, copy_text_files};
+use crate::model::{self, Model, copy_text_files, failed};
 use crate::train::optimizer::Settings;
 use crate::train::schedule::Schedule;
 use crate::train::sft;
@@ -22,6 +24,8 @@ pub trait Defaults {
     const WARMUP: u64 = 0;
     /// Updates, or batches of sampling, between two checkpoints.
     const CHECKPOINT: u64;
+    /// The model says something while it is trained.
+    const SAMPLES: bool = false;
 }
 
 /// How a model is trained, whatever it is trained on.
@@ -73,7 +77,7 @@ fn row_tokens() -> usize {
     2048
 }
 
-impl<D> Training<D> {
+impl<D: Defaults> Training<D> {
     /// A plan of maximum-likelihood training; its length is the caller's.
     pub fn plan(&self) -> sft::Plan {
         sft::Plan {
@@ -115,11 +119,12 @@ impl<D> Training<D> {
         model.recompute = self.recompute;
         self.optimizer.apply(model)?;
         let row_tokens = self.row_tokens;
-        let keep = if self.recompute { Keep::Inputs } else { Keep::All };
-        if let Some(gpu) = model.gpu_mut() {
-            gpu.purpose.row_tokens = row_tokens;
-            gpu.purpose.keep = keep;
-        }
+        let keep = self.recompute.then_some(Keep::Inputs);
+        model.on_device_for(|purpose| {
+            let sample = purpose.sample.filter(|_| D::SAMPLES);
+            Purpose { row_tokens, keep, sample, ..purpose }
+        });
+        say_memory(ctx, model.memory().map_err(failed)?);
         let size = |trainable: bool| -> usize {
             let params = model.params().into_iter().filter(|p| p.trainable || !trainable);
             params.map(|p| p.value.elem_count()).sum()
@@ -127,6 +132,14 @@ impl<D> Training<D> {
         ctx.note("parameters", size(false));
         ctx.note("trainable_parameters", size(true));
         Ok(())
+    }
+}
+
+/// Tells what was reserved on a device.
+pub fn say_memory(ctx: &OpContext<'_>, memory: Option<String>) {
+    if let Some(memory) = memory {
+        ctx.say(Level::Info, memory.as_str());
+        ctx.note("memory", memory);
     }
 }
 

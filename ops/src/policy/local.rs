@@ -65,6 +65,11 @@ pub trait Weights {
     /// Conversations that are best held side by side.
     fn width(&self) -> usize;
 
+    /// What is reserved on a device, and for what; `None` on the host.
+    fn memory(&self) -> Result<Option<String>, OpError> {
+        Ok(None)
+    }
+
     /// Jobs that are best given at once.
     fn together(&self) -> usize;
 
@@ -173,6 +178,10 @@ impl<W: Weights> Policy for Local<W> {
 
     fn width(&self) -> usize {
         self.weights.width()
+    }
+
+    fn memory(&self) -> Result<Option<String>, OpError> {
+        self.weights.memory()
     }
 
     fn set(&mut self, variables: &Map<String, Value>) -> Result<(), OpError> {

@@ -114,6 +114,14 @@ pub trait Policy {
     /// How many conversations it is best asked side by side.
     fn width(&self) -> usize;
 
+    /// Reserves what it needs on a device: what for, `None` where it needs nothing there.
+    ///
+    /// # Errors
+    /// When it does not fit, with what would.
+    fn memory(&self) -> Result<Option<String>, OpError> {
+        Ok(None)
+    }
+
     /// Whether a reasoning that comes apart from its answer, as some servers send it, is put before the answer in its
     /// marks. Models of ours say both in one text.
     fn join_reasoning(&mut self, _join: bool) {}

@@ -22,7 +22,8 @@ pub type Own = Local<Model>;
 /// Names what is missing.
 pub(super) fn load(folder: &Utf8Path, device: DeviceRequest) -> Result<Own, OpError> {
     let (device, why) = open_device(device)?;
-    let model = model::load(folder, &device)?;
+    let mut model = model::load(folder, &device)?;
+    model.freeze();
     let text = Text::load(folder, &model.config.eos)?;
     if text.vocabulary() > model.config.vocab_size {
         let (have, want) = (model.config.vocab_size, text.vocabulary());
@@ -55,6 +56,10 @@ impl Weights for Model {
 
     fn width(&self) -> usize {
         BATCH
+    }
+
+    fn memory(&self) -> Result<Option<String>, OpError> {
+        Model::memory(self).map_err(failed)
     }
 
     fn together(&self) -> usize {
