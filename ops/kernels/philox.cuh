@@ -22,3 +22,13 @@ __device__ __forceinline__ void philox(unsigned (&words)[4], uint64_t seed, uint
     words[2] = c2;
     words[3] = c3;
 }
+
+// A uniform number in units of 2^-64, of two words; its 53 bits are those of `Rng::uniform`.
+__device__ __forceinline__ uint64_t uniform(unsigned low, unsigned high) { return (low | uint64_t(high) << 32) & ~uint64_t(0x7ff); }
+
+// The uniform number of a position.
+__device__ __forceinline__ uint64_t uniform(uint64_t seed, uint64_t stream, uint64_t position) {
+    unsigned words[4];
+    philox(words, seed, stream, position / 2);
+    return position % 2 ? uniform(words[2], words[3]) : uniform(words[0], words[1]);
+}

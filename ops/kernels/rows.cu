@@ -5,12 +5,13 @@
 // 3. Biases and sums over rows.
 // 4. SwiGLU and its gradient.
 // 5. Rows by index: embedding, selection, and their gradients.
-// 6. Element by element: sums, casts, fill, merged adapters.
+// 6. Element by element: sums, casts, fill, merged adapters, dropout.
 //
 // Invariants: matrices are bf16 and contiguous, addresses and rows multiples of 16 bytes; vectors (norm weights, biases),
 // statistics and gradients of parameters are float32; arithmetic is float32. A gradient of a vector is made in two stages:
 // a block adds up its rows in order into a row of `partial`, and `add_partials` adds these up in a fixed tree.
 #include "common.cuh"
+#include "philox.cuh"
 
 // Tokens of a block in the gradients of norms: `partial` has a row for each.
 constexpr int NORM_ROWS = 16;
@@ -499,6 +500,32 @@ extern "C" __global__ void __launch_bounds__(1024) add(bf16 *y, const bf16 *a, c
             store(y + at, v);
         },
         [=](long at) { y[at] = to_bf16(to_float(a[at]) + to_float(b[at])); });
+}
+
+// y = (a +) m x, with m = `dropped` where an entry's uniform number is below `rate`, else `kept`. The numbers are those that the stream
+// gives to one entry after the other. y may be a or x. Srivastava et al., "Dropout", 2014.
+extern "C" __global__ void __launch_bounds__(1024)
+    drop(bf16 *y, const bf16 *a, const bf16 *x, long count, uint64_t seed, uint64_t stream, double rate, float kept, float dropped) {
+    auto factor = [=](uint64_t number) { return ldexp(double(number), -64) < rate ? dropped : kept; };
+    each(
+        count,
+        [=](long at) {
+            float v[8], other[8] = {};
+            load(v, x + at);
+            if (a) load(other, a + at);
+#pragma unroll
+            for (int e = 0; e < 8; e += 2) {
+                unsigned words[4];
+                philox(words, seed, stream, uint64_t(at + e) / 2);
+                v[e] = multiply(v[e], factor(uniform(words[0], words[1]))) + other[e];
+                v[e + 1] = multiply(v[e + 1], factor(uniform(words[2], words[3]))) + other[e + 1];
+            }
+            store(y + at, v);
+        },
+        [=](long at) {
+            float v = multiply(to_float(x[at]), factor(uniform(seed, stream, uint64_t(at))));
+            y[at] = to_bf16(v + (a ? to_float(a[at]) : 0.0f));
+        });
 }
 
 // To the nearest bf16, ties to even.

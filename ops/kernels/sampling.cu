@@ -331,14 +331,6 @@ struct Rule {
 
 // --- drawing ------------------------------------------------------------------------------------------------------------
 
-// The uniform number of a position, in units of 2^-64; its 53 bits are those of `Rng::uniform`.
-__device__ __forceinline__ uint64_t uniform(uint64_t seed, uint64_t stream, uint64_t position) {
-    unsigned words[4];
-    philox(words, seed, stream, position / 2);
-    uint64_t low = position % 2 ? words[2] : words[0], high = position % 2 ? words[3] : words[1];
-    return (low | high << 32) & ~uint64_t(0x7ff);
-}
-
 // Draws from logits (sequences, v) float32, whose rows are `stride` apart, a multiple of 4, at an address that is a multiple of
 // 16. The token goes to tokens[sequence], the input of the next step, and with its log-probabilities to ring[position %
 // length][sequence] of `ring` (length, sequences); the position goes on by one. Sequences that are not active are left alone.

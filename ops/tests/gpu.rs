@@ -15,7 +15,7 @@ use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
 use actloom_ops::infer::sampling::Draw;
 use actloom_ops::infer::{Completion, Request, Sampling, Tokens, complete};
-use actloom_ops::model::lora::{Lora, attach};
+use actloom_ops::model::lora::{Lora, attach, set_dropout};
 use actloom_ops::model::{Model, Target};
 use actloom_ops::nn::Packing;
 use actloom_ops::nn::layer::TokenStats;
@@ -267,13 +267,12 @@ fn tokens_one_by_one_in_chunks_and_from_a_shared_beginning_have_the_logits_of_a_
 
 #[test]
 fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
-    for lora in [false, true] {
+    for lora in [None, Some(0.0), Some(0.4)] {
         let Some(device) = Machine::open() else { return };
         let mut model = model(&small::qwen2(), 32, 11);
-        if lora {
-            let settings =
-                Lora { rank: 8, alpha: 16.0, targets: vec!["q_proj".into(), "down_proj".into()], dropout: 0.0 };
-            attach(&mut model, &settings, 3).unwrap();
+        if let Some(dropout) = lora {
+            let targets = ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec();
+            attach(&mut model, &Lora { rank: 8, alpha: 16.0, targets, dropout }, 3).unwrap();
         }
         let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, ..Purpose::default() };
         let mut engine = engine(device, &model, purpose);
@@ -283,6 +282,8 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
         let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
         let before: Vec<Vec<f32>> = model.params().iter().map(|p| numbers(&p.value)).collect();
         for step in 1..=3 {
+            set_dropout(&mut model, step, 7);
+            engine.set_dropped(model.dropped());
             model.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
             engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
             let want = optimizer.step(&mut model, 0.5).unwrap();

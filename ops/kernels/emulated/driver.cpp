@@ -71,6 +71,7 @@ const std::unordered_map<std::string, Kernel> &kernels() {
         KERNEL(rows, embedding_backward),
         KERNEL(rows, scatter_rows),
         KERNEL(rows, add),
+        KERNEL(rows, drop),
         KERNEL(rows, cast_to_bf16),
         KERNEL(rows, cast_to_f32),
         KERNEL(rows, fill_f32),

@@ -5,6 +5,7 @@
 // a row of the tables, each barrier left out, lanes and chains exchanged in `add_partials`, a residual's gradient left out,
 // gate and up exchanged, a row of an order left out, a cut in `each` that is one off, root for its square.
 #include "check.hpp"
+#include "processor.hpp"
 #include "../rows.cu"
 
 using namespace check;
@@ -454,6 +455,17 @@ static void elements(long count, unsigned grid, unsigned threads) {
     };
     launch(grid, threads, 0, 1, [&] { add(half.data(), a.data(), b.data(), count); });
     check("add", half, sum);
+    processor::Rng rng(77, 5);
+    std::vector<double> dropped, added;
+    for (int i = 0; i < count; i++) {
+        float v = multiply(to_float(b[i]), rng.uniform() < 0.3 ? -1.0f : 0.25f);
+        dropped.push_back(to_float(to_bf16(v)));
+        added.push_back(to_float(to_bf16(to_float(a[i]) + v)));
+    }
+    launch(grid, threads, 0, 1, [&] { drop(half.data(), nullptr, b.data(), count, 77, 5, 0.3, 0.25f, -1.0f); });
+    check("drop", half, dropped);
+    launch(grid, threads, 0, 1, [&] { drop(half.data(), a.data(), b.data(), count, 77, 5, 0.3, 0.25f, -1.0f); });
+    check("drop and add", half, added);
     launch(grid, threads, 0, 1, [&] { cast_to_f32(single.data(), a.data(), count); });
     check("cast_to_f32", single, doubles(a));
     std::vector<double> rounded;

@@ -114,7 +114,7 @@ fn shape(config: &Config, train: Train) -> Shape {
             let Some((_, dims, _)) = of.cloned() else { continue };
             shape.parameters.push((format!("{layer}.lora_A.weight"), vec![rank, dims[1]], true));
             shape.parameters.push((format!("{layer}.lora_B.weight"), vec![dims[0], rank], true));
-            shape.additions.push(Addition { layer, scale: 2.0 });
+            shape.additions.push(Addition { layer, scale: 2.0, drops: false });
         }
     }
     shape

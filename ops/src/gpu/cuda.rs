@@ -179,7 +179,7 @@ impl Cuda {
         let mut found = match known.functions.get(kernel) {
             Some(found) => *found,
             None => {
-                let name = CString::new(kernel)?;
+                let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
                 // SAFETY: the modules live as long as the device
                 let find = |module: &sys::CUmodule| unsafe { result::module::get_function(*module, name.clone()) }.ok();
                 match self.modules.iter().find_map(find) {

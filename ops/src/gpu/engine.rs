@@ -13,6 +13,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::driver::{Address, Driver, Recorded};
+use super::kernels::Dropped;
 use super::memory::{Arena, Mark};
 use super::pages::{Held, Pool};
 use super::parts::{Parts, Purpose, Shape, windows};
@@ -50,6 +51,8 @@ pub struct Engine {
     recorded: HashMap<Bucket, Arc<dyn Recorded>>,
     /// Windows that layers have.
     windows: Vec<Option<usize>>,
+    /// What additions drop in training, in the order of the shape's.
+    dropped: Vec<Option<Dropped>>,
 }
 
 impl Engine {
@@ -119,6 +122,7 @@ impl Engine {
             clean: true,
             recorded: HashMap::new(),
             windows,
+            dropped: Vec::new(),
         })
     }
 
@@ -233,10 +237,16 @@ impl Engine {
             purpose: &self.purpose,
             keep: self.plan.keep,
             windows: &self.windows,
+            dropped: &self.dropped,
         });
         self.arena.reset(self.floor);
         self.arena.forget(lent);
         done
+    }
+
+    /// What the next rows drop from the inputs of additions, in the order of the shape's.
+    pub fn set_dropped(&mut self, dropped: Vec<Option<Dropped>>) {
+        self.dropped = dropped;
     }
 
     /// As [`crate::model::Model::train`].

@@ -91,6 +91,22 @@ fn by_elements(count: usize) -> Launch {
     Launch::new(count.div_ceil(8 * BLOCK).clamp(1, 1 << 20), BLOCK as u32)
 }
 
+/// Which entries of an addition's input are dropped: those whose uniform number is below the rate, in the order in which a
+/// stream of [`crate::rng::Rng`] gives them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropped {
+    pub rate: f64,
+    pub seed: u64,
+    pub stream: u64,
+}
+
+impl Dropped {
+    /// What is left is multiplied by this, so that its expected value is what it was.
+    pub fn kept(&self) -> f32 {
+        (1.0 / (1.0 - self.rate)) as f32
+    }
+}
+
 impl Kernels<'_> {
     fn run(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         if launch.grid.contains(&0) {
@@ -332,9 +348,19 @@ impl Kernels<'_> {
         self.run("add", by_elements(count), &[y.into(), a.into(), b.into(), Arg::long(count)])
     }
 
-    /// bf16 from float32
-    pub fn cast_to_bf16(&self, y: Address, x: Address, count: usize) -> Result<()> {
-        self.run("cast_to_bf16", by_elements(count), &[y.into(), x.into(), Arg::long(count)])
+    /// y = (a +) x with entries dropped: times `dropped`, and the others times `kept`.
+    pub fn drop(
+        &self,
+        y: Address,
+        a: Address,
+        x: Address,
+        count: usize,
+        how: &Dropped,
+        (kept, dropped): (f32, f32),
+    ) -> Result<()> {
+        let place = [how.seed.into(), how.stream.into(), how.rate.into(), kept.into(), dropped.into()];
+        let args: Vec<Arg> = [y.into(), a.into(), x.into(), Arg::long(count)].into_iter().chain(place).collect();
+        self.run("drop", by_elements(count), &args)
     }
 
     /// merged = w + scale product, from a bf16 w.

@@ -39,6 +39,8 @@ impl Default for Purpose {
 pub struct Addition {
     pub layer: String,
     pub scale: f32,
+    /// Entries of its input are dropped in training.
+    pub drops: bool,
 }
 
 /// A model's parameters as an engine wants to know them.
@@ -57,7 +59,7 @@ impl Shape {
         let parameters = params.iter().map(|p| (p.name.clone(), p.value.dims().to_vec(), p.trainable)).collect();
         let addition = |(layer, linear): (String, &crate::nn::layer::Linear)| {
             let adapter = linear.adapter.as_ref()?;
-            Some(Addition { layer, scale: adapter.scale as f32 })
+            Some(Addition { layer, scale: adapter.scale as f32, drops: adapter.dropout.is_some() })
         };
         let additions = model.linears().into_iter().filter_map(addition).collect();
         Shape { config: model.config.clone(), parameters, additions }
@@ -113,11 +115,12 @@ impl Parts {
                 let mut factors = Vec::new();
                 for stem in stems {
                     let rows = weights.weight(&[name(&format!("{stem}.weight"))]).value.rows;
-                    if let Some(addition) = shape.additions.iter().find(|a| a.layer == name(stem)) {
+                    if let Some(index) = shape.additions.iter().position(|a| a.layer == name(stem)) {
+                        let scale = shape.additions[index].scale;
                         let factor = |part: &str| weights.weight(&[name(&format!("{stem}.{part}.weight"))]);
                         let (a, b) = (factor("lora_A"), factor("lora_B"));
                         let base = weights.base(&name(&format!("{stem}.weight")));
-                        factors.push(Factors { rows: (first, rows), a, b, scale: addition.scale, base });
+                        factors.push(Factors { rows: (first, rows), a, b, scale, index, base });
                     }
                     first += rows;
                 }

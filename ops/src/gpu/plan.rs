@@ -5,6 +5,7 @@
 use candle_core::{Result, bail};
 
 use super::driver::{Driver, Dry};
+use super::kernels::Dropped;
 use super::memory::Arena;
 use super::pages::PAGE;
 use super::parts::{Parts, Purpose, Shape, windows};
@@ -68,9 +69,19 @@ impl Plan {
         }
         let parameters = arena.peak();
         let windows = windows(&parts);
+        let some = Dropped { rate: 0.5, seed: 0, stream: 0 };
+        let dropped: Vec<_> = shape.additions.iter().map(|a| a.drops.then_some(some)).collect();
         let dry = |work: &mut dyn FnMut(&mut Work<'_>) -> Result<()>| -> Result<usize> {
             let mut arena = Arena::dry();
-            work(&mut Work { device: &device, parts: &parts, arena: &mut arena, purpose, keep, windows: &windows })?;
+            work(&mut Work {
+                device: &device,
+                parts: &parts,
+                arena: &mut arena,
+                purpose,
+                keep,
+                windows: &windows,
+                dropped: &dropped,
+            })?;
             Ok(arena.peak())
         };
         let n = purpose.row_tokens;

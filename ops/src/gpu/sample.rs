@@ -525,6 +525,7 @@ impl Work<'_> {
             ropes: &parts.ropes,
             positions: rows.positions,
             attention: Rows::Cached(cached),
+            dropped: &[],
         };
         for layer in &parts.layers {
             stream = pass.forward(layer, stream, out, Keep::Nothing)?.0;

@@ -12,7 +12,7 @@ use candle_core::Result;
 use super::attention::{Attend, Plan};
 use super::cached::Cached;
 use super::driver::{Address, Driver, Element, Matrix, Product};
-use super::kernels::{Kernels, Qkv, Turn};
+use super::kernels::{Dropped, Kernels, Qkv, Turn};
 use super::memory::Arena;
 use super::weights::{Vector, Weight};
 use crate::nn::block::NormPlace;
@@ -41,6 +41,8 @@ pub struct Factors {
     /// (rows, rank)
     pub b: Weight,
     pub scale: f32,
+    /// Which of the model's additions it is.
+    pub index: usize,
     /// Those rows of the weight without the addition, bf16.
     pub base: Address,
 }
@@ -128,6 +130,8 @@ pub struct Pass<'a> {
     /// (n)
     pub positions: Address,
     pub attention: Rows<'a>,
+    /// By addition: what is dropped from its input; empty where nothing is.
+    pub dropped: &'a [Option<Dropped>],
 }
 
 /// What rows attend to.
@@ -171,10 +175,27 @@ impl<'a> Pass<'a> {
         Attend::packed(qkv, self.sizes.heads, layer.window, plan)
     }
 
-    /// y (n, out) = x (n, in) W^T + b
-    fn linear(&self, l: &Linear, x: Address, y: Address) -> Result<()> {
+    /// What an addition drops.
+    fn dropped(&self, f: &Factors) -> Option<Dropped> {
+        self.dropped.get(f.index).copied().flatten()
+    }
+
+    /// y (n, out) = x (n, in) W^T + b, where W has its additions already; what an addition should not have seen of x is taken out.
+    fn linear(&mut self, l: &Linear, x: Address, y: Address) -> Result<()> {
         let w = l.w.value;
         self.product(&Product::rows(self.rows(x, w.columns), w, self.rows(y, w.rows)))?;
+        for f in &l.factors {
+            let Some(dropped) = self.dropped(f) else { continue };
+            let (rank, lent) = (f.a.value.rows, self.arena.lent());
+            let (less, low) = (self.arena.lend(self.half(w.columns))?, self.arena.lend(self.half(rank))?);
+            let less_of = (dropped.kept() - 1.0, -1.0);
+            self.kernels().drop(less, Address::NONE, x, self.n * w.columns, &dropped, less_of)?;
+            let low = self.rows(low, rank);
+            self.product(&Product::rows(self.rows(less, w.columns), f.a.value, low))?;
+            let y = self.rows(y, w.rows).columns(f.rows.0, f.rows.1);
+            self.product(&Product { scale: f.scale, add: true, ..Product::rows(low, f.b.value, y) })?;
+            self.arena.forget(lent);
+        }
         match l.bias {
             Some(bias) => self.kernels().add_bias(y, bias.value, self.n, w.rows),
             None => Ok(()),
@@ -190,9 +211,18 @@ impl<'a> Pass<'a> {
             self.product(&Product::weight(dy_rows, x_rows, grad))?;
         }
         let lent = self.arena.lent();
-        // low = x A^T, dlow = scale dy B: dB = scale dy^T low, dA = dlow^T x
+        // low = x A^T, dlow = scale dy B: dB = scale dy^T low, dA = dlow^T x; x as the addition sees it
         for f in &l.factors {
-            let rank = f.a.value.rows;
+            let (rank, mark, dropped) = (f.a.value.rows, self.arena.lent(), self.dropped(f));
+            let x_rows = match dropped {
+                Some(dropped) => {
+                    let seen = self.arena.lend(self.half(w.columns))?;
+                    let of = (dropped.kept(), 0.0);
+                    self.kernels().drop(seen, Address::NONE, x, self.n * w.columns, &dropped, of)?;
+                    self.rows(seen, w.columns)
+                }
+                None => x_rows,
+            };
             let dy = dy_rows.columns(f.rows.0, f.rows.1);
             let (low, dlow) = (self.arena.lend(self.half(rank))?, self.arena.lend(self.half(rank))?);
             let (low, dlow) = (self.rows(low, rank), self.rows(dlow, rank));
@@ -203,6 +233,16 @@ impl<'a> Pass<'a> {
             if let Some(grad) = f.a.grad {
                 self.product(&Product { scale: f.scale, ..Product::back(dy, f.b.value, dlow) })?;
                 self.product(&Product::weight(dlow, x_rows, grad))?;
+                if let Some(dropped) = dropped {
+                    // dx has the gradient of all of x: the mask is linear and its own transpose
+                    let through = self.arena.lend(self.half(w.columns))?;
+                    self.product(&Product::back(dlow, f.a.value, self.rows(through, w.columns)))?;
+                    let less_of = (dropped.kept() - 1.0, -1.0);
+                    self.kernels().drop(dx, dx, through, self.n * w.columns, &dropped, less_of)?;
+                }
+            }
+            if dropped.is_some() {
+                self.arena.forget(mark);
             }
         }
         if let Some(grad) = l.bias.and_then(|b| b.grad) {

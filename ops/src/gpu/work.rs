@@ -7,7 +7,7 @@ use candle_core::Result;
 use super::attention::Plan as Attention;
 use super::driver::{Address, Driver, Element, Matrix, Product};
 use super::head::Head;
-use super::kernels::{Kernels, Sorted};
+use super::kernels::{Dropped, Kernels, Sorted};
 use super::memory::Arena;
 use super::parts::{Parts, Purpose};
 use super::tape::{Keep, Kept, Pass, Rows, Stream};
@@ -90,6 +90,8 @@ pub(super) struct Work<'a> {
     /// What is kept of a forward that has a backward.
     pub keep: Keep,
     pub windows: &'a [Option<usize>],
+    /// What additions drop in a forward that has a backward.
+    pub dropped: &'a [Option<Dropped>],
 }
 
 impl<'a> Work<'a> {
@@ -148,7 +150,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    fn pass<'p>(&'p mut self, row: &'p Row) -> Pass<'p> {
+    fn pass<'p>(&'p mut self, row: &'p Row, trained: bool) -> Pass<'p> {
         Pass {
             device: self.device,
             arena: self.arena,
@@ -157,6 +159,7 @@ impl<'a> Work<'a> {
             ropes: &self.parts.ropes,
             positions: row.positions,
             attention: Rows::Packed(&row.plans),
+            dropped: if trained { self.dropped } else { &[] },
         }
     }
 
@@ -179,7 +182,7 @@ impl<'a> Work<'a> {
         let lowest = if keep == Keep::Nothing { usize::MAX } else { self.lowest() };
         let mut all = Vec::new();
         let parts = self.parts;
-        let mut pass = self.pass(row);
+        let mut pass = self.pass(row, keep != Keep::Nothing);
         for (i, layer) in parts.layers.iter().enumerate() {
             let (next, kept) = pass.forward(layer, stream, out, if i >= lowest { keep } else { Keep::Nothing })?;
             stream = next;
@@ -280,7 +283,7 @@ impl<'a> Work<'a> {
         // 2. the blocks, down to the lowest that learns
         let lowest = self.lowest();
         let parts = self.parts;
-        let mut pass = self.pass(row);
+        let mut pass = self.pass(row, true);
         for (layer, kept) in parts.layers[lowest..].iter().zip(&kept).rev() {
             pass.backward(layer, kept, d, spare)?;
         }

@@ -408,7 +408,10 @@ impl Model {
         temperature: f32,
         mut coefficient: impl FnMut(usize, TokenStats) -> f32,
     ) -> Result<Vec<TokenStats>> {
-        let on_gpu = self.ask_gpu(|engine| engine.train(ids, packing, targets, temperature, &mut coefficient));
+        let on_gpu = self.ask_gpu(|engine| {
+            engine.set_dropped(self.dropped());
+            engine.train(ids, packing, targets, temperature, &mut coefficient)
+        });
         if let Some(done) = on_gpu {
             return done;
         }

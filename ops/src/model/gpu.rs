@@ -13,8 +13,10 @@ use crate::gpu::Driver;
 #[cfg(feature = "cuda")]
 use crate::gpu::cuda;
 use crate::gpu::engine::Engine;
+use crate::gpu::kernels::Dropped;
 use crate::gpu::parts::{Purpose, Shape};
 use crate::gpu::sample::Room;
+use crate::nn::layer::Dropout;
 
 /// Opens a CUDA device, or takes the one that is open: candle's device, and what it is called.
 ///
@@ -122,6 +124,16 @@ impl Model {
             }
             gpu.purpose = purpose;
         }
+    }
+
+    /// What adapters drop from their inputs, in the order of the linear layers that have one.
+    pub fn dropped(&self) -> Vec<Option<Dropped>> {
+        let adapters = self.linears().into_iter().filter_map(|(_, linear)| linear.adapter.as_ref());
+        let one = |dropout: &Dropout| {
+            let (seed, stream) = dropout.place();
+            Dropped { rate: dropout.rate, seed, stream }
+        };
+        adapters.map(|adapter| adapter.dropout.as_ref().map(one)).collect()
     }
 
     /// Does something with the engine, `None` where passes run on the host.

@@ -121,6 +121,12 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// Seed and stream of the numbers that decide, one after the other.
+    pub fn place(&self) -> (u64, u64) {
+        let (seed, stream, _) = Rng::at(self.key[0], &self.key[1..]).place();
+        (seed, stream)
+    }
+
     /// x with entries set to zero at random and the others divided by 1 - rate.
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let mut rng = Rng::at(self.key[0], &self.key[1..]);
