@@ -259,7 +259,9 @@ impl Drop for Cuda {
             let _ = self.stream.synchronize();
             let _ = lt::destroy_handle(self.lt);
             let _ = result::free_sync(self.workspace);
-            self.modules.iter().for_each(|module| drop(result::module::unload(*module)));
+            for module in &self.modules {
+                let _ = result::module::unload(*module);
+            }
         }
     }
 }
