@@ -15,9 +15,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use serde_json::Value;
 
-use crate::diagnostic::{listed, nearest};
 use crate::op::{DynOp, InputPort, OutputPort, Resources};
-use crate::resolve::reference;
 use crate::source::SourceId;
 
 /// Where something stands in the recipe's text.
@@ -161,39 +159,5 @@ impl Graph {
             }
         }
         names
-    }
-
-    /// The nodes that `step`, `step[axis=label]` or `step[axis=label,other=label]` names, in the recipe's order.
-    ///
-    /// # Errors
-    /// Says what does not exist, with the nearest name that does.
-    pub fn select(&self, text: &str) -> Result<Vec<NodeIndex>, String> {
-        let wanted = reference::parse(&format!("@{}", text.trim_start_matches('@')))
-            .ok()
-            .filter(|wanted| wanted.port.is_none())
-            .ok_or_else(|| format!("`{text}` is no step; write `step` or `step[axis=label]`"))?;
-        let of_step: Vec<NodeIndex> =
-            self.nodes.node_indices().filter(|n| self.nodes[*n].step == wanted.step).collect();
-        if of_step.is_empty() {
-            let help = match nearest(&wanted.step, self.steps()) {
-                Some(near) => format!("; there is a step `{near}`"),
-                None => format!("; the steps are {}", listed(self.steps(), "and")),
-            };
-            return Err(format!("there is no step `{}`{help}", wanted.step));
-        }
-        let mut chosen = of_step;
-        for (axis, label) in &wanted.fixed {
-            let labels: BTreeSet<&str> =
-                chosen.iter().filter_map(|n| self.nodes[*n].labels.get(axis)).map(String::as_str).collect();
-            if labels.is_empty() {
-                return Err(format!("step `{}` has no axis `{axis}`", wanted.step));
-            }
-            if !labels.contains(label.as_str()) {
-                let known = listed(labels, "and");
-                return Err(format!("axis `{axis}` of step `{}` has no label `{label}`, only {known}", wanted.step));
-            }
-            chosen.retain(|n| self.nodes[*n].labels.get(axis) == Some(label));
-        }
-        Ok(chosen)
     }
 }

@@ -23,6 +23,7 @@ use crate::journal::Journal;
 use crate::key::{self, KeyError};
 use crate::op::DeviceRequest;
 use crate::reason::{Reason, differences};
+use crate::resolve::reference;
 use crate::schedule;
 use crate::step::OP_SCRATCH;
 
@@ -206,23 +207,26 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
     Ok(Plan { recipe: graph.name.clone(), device: goal.device, counts, steps, paths })
 }
 
-/// The nodes that names mean: `step` is every variant, `step[axis=label,...]` those with these labels. A leading `@` is
-/// ignored.
+/// The nodes that names mean: `step` is every variant, `step[axis=label,...]` those with these labels, as a recipe refers to them. A
+/// leading `@` is ignored.
 ///
 /// # Errors
 /// Names the first one that means nothing, with the nearest step.
 pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanError> {
     let mut selected = Vec::new();
     for name in names {
-        let (step, labels) = split(name.strip_prefix('@').unwrap_or(name));
+        let wanted = reference::parse(&format!("@{}", name.trim_start_matches('@'))).ok();
+        let (step, labels) = match &wanted {
+            Some(wanted) if wanted.port.is_none() => (wanted.step.as_str(), wanted.fixed.as_slice()),
+            _ => (name.as_str(), &[][..]),
+        };
         let before = selected.len();
         selected.extend(graph.nodes.node_indices().filter(|&index| {
             let node = &graph.nodes[index];
-            node.step == step
-                && labels.iter().all(|(axis, label)| node.labels.get(*axis).is_some_and(|l| l.as_str() == *label))
+            node.step == step && labels.iter().all(|(axis, label)| node.labels.get(axis) == Some(label))
         }));
         if selected.len() == before && graph.nodes.node_weights().any(|node| node.step == step) {
-            return Err(no_variant(graph, step, &labels));
+            return Err(no_variant(graph, step, labels));
         }
         if selected.len() == before {
             let displays: Vec<String> = graph.nodes.node_weights().map(Node::display).collect();
@@ -237,11 +241,11 @@ pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanErr
 }
 
 /// Why a step that exists has no variant with these labels.
-fn no_variant(graph: &Graph, step: &str, labels: &[(&str, &str)]) -> PlanError {
+fn no_variant(graph: &Graph, step: &str, labels: &[(String, String)]) -> PlanError {
     let variants: Vec<&Node> = graph.nodes.node_weights().filter(|node| node.step == step).collect();
     let axes: BTreeSet<&str> = variants.iter().flat_map(|node| node.labels.keys().map(String::as_str)).collect();
     for (axis, label) in labels {
-        if !axes.contains(axis) {
+        if !axes.contains(axis.as_str()) {
             let help = match nearest(axis, axes.iter().copied()) {
                 _ if axes.is_empty() => format!("nothing multiplies it: write `{step}`"),
                 Some(near) => format!("there is an axis `{near}`"),
@@ -250,12 +254,12 @@ fn no_variant(graph: &Graph, step: &str, labels: &[(&str, &str)]) -> PlanError {
             return PlanError::UnknownVariant { message: format!("step `{step}` has no axis `{axis}`"), help };
         }
         let mut there: Vec<&str> = Vec::new();
-        for has in variants.iter().filter_map(|node| node.labels.get(*axis)) {
+        for has in variants.iter().filter_map(|node| node.labels.get(axis)) {
             if !there.contains(&has.as_str()) {
                 there.push(has);
             }
         }
-        if !there.contains(label) {
+        if !there.contains(&label.as_str()) {
             let message = format!("axis `{axis}` of step `{step}` has no label `{label}`");
             let help = match nearest(label, there.iter().copied()) {
                 Some(near) if there.len() > 6 => format!("there is a label `{near}`"),
@@ -268,17 +272,6 @@ fn no_variant(graph: &Graph, step: &str, labels: &[(&str, &str)]) -> PlanError {
     let names: Vec<String> = variants.iter().map(|node| node.display()).collect();
     let help = format!("its variants are {}", listed(names.iter().map(String::as_str), "and"));
     PlanError::UnknownVariant { message, help }
-}
-
-fn split(name: &str) -> (&str, Vec<(&str, &str)>) {
-    match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
-        None => (name, Vec::new()),
-        Some((step, "*")) => (step, Vec::new()),
-        Some((step, labels)) => {
-            let labels = labels.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            (step, labels.map(|(axis, label)| (axis.trim(), label.trim())).collect())
-        }
-    }
 }
 
 /// Says for every changed input which node or path feeds it now.

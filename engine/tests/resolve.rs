@@ -5,6 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use actloom_engine::graph::{Graph, Source};
+use actloom_engine::plan::select;
 use actloom_engine::recipe::{Overrides, parse, parse_text};
 use actloom_engine::resolve::resolve;
 use camino::Utf8Path;
@@ -343,7 +344,8 @@ fn settings_reach_the_node() {
 #[test]
 fn ancestors_descendants_and_selections_are_found() {
     let graph = graph(TABLE1, &Overrides::default());
-    let one = graph.select("act[seed=3]").unwrap();
+    let chosen = |name: &str| select(&graph, &[name.to_owned()]);
+    let one = chosen("act[seed=3]").unwrap();
     assert_eq!(one.len(), 1);
     let up: BTreeSet<&str> = graph.ancestors(one.clone()).iter().map(|n| graph.nodes[*n].step.as_str()).collect();
     assert_eq!(up, BTreeSet::from(["act", "alternatives", "base", "demos", "initial", "pairs"]));
@@ -351,10 +353,29 @@ fn ancestors_descendants_and_selections_are_found() {
     assert!(down.iter().all(|n| graph.nodes[*n].labels.get("seed").is_none_or(|s| s == "3")));
     // act; il and rl from it; play and score of three rows on two splits; table; report.
     assert_eq!(down.len(), 1 + 2 + 2 * 3 * 2 + 2);
-    assert_eq!(graph.select("play[row=IL w/ ACT,split=id]").unwrap().len(), 5);
-    assert!(graph.select("ply").unwrap_err().contains("`play`"));
-    assert!(graph.select("play[row=IL w/ CAT]").unwrap_err().contains("`IL w/ ACT`"));
-    assert!(graph.select("act[start=x]").unwrap_err().contains("no axis `start`"));
+    assert_eq!(chosen("play[row=IL w/ ACT,split=id]").unwrap().len(), 5);
+    assert_eq!(chosen("play[split=id, row=\"IL w/ ACT\"]").unwrap().len(), 5);
+    assert!(format!("{:?}", chosen("ply").unwrap_err()).contains("play"));
+    let error = |name: &str| format!("{:?}", chosen(name).unwrap_err());
+    assert!(error("play[row=IL w/ CAT]").contains("`IL w/ ACT`"));
+    assert!(error("act[start=x]").contains("no axis `start`"));
+}
+
+#[test]
+fn a_label_may_hold_commas_and_an_axis_that_nothing_depends_on_is_an_error() {
+    let text = |value: &str| {
+        format!(
+            "name = \"r\"\n[step.demos]\nop = \"demos\"\ncount = {value}\n[step.demos.each.n]\n\"a, few\" = 3\n\"many = 5, b\" = 5\n"
+        )
+    };
+    let graph = graph(&text("\"$n\""), &Overrides::default());
+    for name in ["demos[n=a, few]", "demos[n=\"a, few\"]", "demos[n=\"many = 5, b\"]"] {
+        assert_eq!(select(&graph, &[name.to_owned()]).unwrap().len(), 1, "{name}");
+    }
+    let recipe = parse_text(Utf8Path::new("r.toml"), &text("7"), &Overrides::default()).unwrap();
+    let found = resolve(&recipe, &common::registry()).map(|_| ()).unwrap_err().located();
+    assert_eq!((found.len(), found[0].line), (1, Some(6)), "{found:?}");
+    assert!(found[0].message.contains("nothing of step `demos` depends on its axis `n`"), "{found:?}");
 }
 
 #[test]

@@ -247,7 +247,39 @@ impl Versioned for Episode {
 macro_rules! versioned {
     ($($t:ty),*) => { $(impl Versioned for $t { fn version(&self) -> u32 { self.v } })* };
 }
-versioned!(Samples, Pair, Reflection);
+versioned!(Reflection);
+
+impl Versioned for Samples {
+    fn version(&self) -> u32 {
+        self.v
+    }
+
+    fn checked(&self) -> Result<(), String> {
+        match self.alternatives.iter().position(|a| a.action.trim().is_empty()) {
+            Some(i) => Err(format!("`action` of alternative {i} is empty, expected an action")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Versioned for Pair {
+    fn version(&self) -> u32 {
+        self.v
+    }
+
+    fn checked(&self) -> Result<(), String> {
+        if self.expert > 1 {
+            return Err(format!("`expert` is {}, expected 0 or 1: which of `shown` is the expert's", self.expert));
+        }
+        if self.shown.iter().any(|action| action.trim().is_empty()) {
+            return Err("an action of `shown` is empty, expected two actions".to_owned());
+        }
+        if self.shown[0] == self.shown[1] {
+            return Err(format!("both of `shown` are `{}`, expected two different actions", self.shown[0]));
+        }
+        Ok(())
+    }
+}
 
 /// Reads a JSON-lines file.
 ///

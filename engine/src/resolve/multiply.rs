@@ -42,6 +42,21 @@ pub(super) struct Variant {
     pub resources: Option<Resources>,
 }
 
+impl Variant {
+    /// Whether it is the same work, whatever its labels are.
+    fn equals(&self, other: &Variant) -> bool {
+        let typed = match (&self.typed, &other.typed) {
+            (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        let picks = |v: &Variant| v.fed.iter().map(|fed| (fed.key, fed.picks.clone())).collect::<Vec<_>>();
+        typed
+            && (self.seed, self.pin_device, &self.resources) == (other.seed, other.pin_device, &other.resources)
+            && picks(self) == picks(other)
+    }
+}
+
 /// What one key of a step brings in.
 #[derive(Clone)]
 pub(super) struct Fed {
@@ -54,7 +69,7 @@ pub(super) struct Fed {
 }
 
 /// One artifact that feeds.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) enum Pick {
     /// An output of one variant.
     Step { step: usize, variant: usize, output: Rc<str> },
@@ -133,7 +148,31 @@ impl Resolver<'_, '_> {
             return self.explode(index);
         }
         let variants = self.finish(index, rows, &axes, &mut tainted);
+        if !tainted {
+            self.axes_are_used(index, &variants);
+        }
         self.done[index] = Some(Done { variants, axes, tainted });
+    }
+
+    /// Says of each of the step's own axes with several labels that something depends on it.
+    fn axes_are_used(&mut self, index: usize, variants: &[Variant]) {
+        let step = &self.steps[index];
+        for &def in &step.own_order {
+            let axis = &self.world.defs[def];
+            let mut first: HashMap<Point, &Variant> = HashMap::new();
+            let used = variants.iter().any(|variant| {
+                let rest = variant.point.iter().filter(|(a, _)| *a != axis.axis).copied().collect();
+                !first.entry(rest).or_insert(variant).equals(variant)
+            });
+            if used || axis.values.len() < 2 || variants.len() < 2 {
+                continue;
+            }
+            let (name, place) = (&axis.name, axis.values[0].1.clone());
+            let d =
+                Diagnostic::new("unused-axis", format!("nothing of step `{}` depends on its axis `{name}`", step.name));
+            let d = at(d, &place, "every label means the same".to_owned());
+            self.report(d.help(format!("write `\"${name}\"` where its values belong, or leave the axis out")));
+        }
     }
 
     /// Every combination of the step's own labels.

@@ -72,7 +72,14 @@ pub(crate) fn parse(text: &str) -> Result<Reference, String> {
     Ok(reference)
 }
 
-/// Splits at commas that are not inside quotes.
+/// Whether an item stands here, and not the rest of a label with a comma in it.
+fn begins_item(rest: &str) -> bool {
+    let rest = rest.trim_start();
+    let name = rest.split_once('=').map(|(name, _)| name.trim_end());
+    name.is_some_and(is_name) || rest.trim_end() == "*" || rest.is_empty()
+}
+
+/// Splits at commas behind which another item begins, and that are not inside quotes.
 fn items(selection: &str) -> Result<Vec<&str>, String> {
     let mut out = Vec::new();
     let mut start = 0;
@@ -83,7 +90,7 @@ fn items(selection: &str) -> Result<Vec<&str>, String> {
             Some(_) => {}
             // An apostrophe inside a bare label is only an apostrophe.
             None if (c == '"' || c == '\'') && selection[start..i].trim_end().ends_with('=') => quote = Some(c),
-            None if c == ',' => {
+            None if c == ',' && begins_item(&selection[i + 1..]) => {
                 out.push(selection[start..i].trim());
                 start = i + 1;
             }

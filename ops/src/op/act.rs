@@ -35,11 +35,6 @@ impl Critics {
         let prompts = pairs.iter().map(ids).collect::<Result<_, OpError>>()?;
         Ok(Critics { prompts, pairs, reward: p.reward, prompt: p.prompt.clone() })
     }
-
-    /// Whether an answer has the form that was asked for, whatever it says.
-    fn formed(&self, answer: Option<&str>) -> bool {
-        answer.and_then(|answer| self.prompt.choice(answer)).is_some_and(|said| !said.is_empty())
-    }
 }
 
 /// What an answer to a pair's question is worth.
@@ -74,6 +69,10 @@ impl Questions for Critics {
         self.reward.formed(outcome, self.formed(answer))
     }
 
+    fn formed(&self, answer: Option<&str>) -> bool {
+        answer.and_then(|answer| self.prompt.choice(answer)).is_some_and(|said| !said.is_empty())
+    }
+
     fn parts(&self, _index: usize, answer: Option<&str>, outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         self.reward.parts(outcome, self.formed(answer))
     }
@@ -86,7 +85,14 @@ fn split(pairs: Vec<Pair>, p: &Params, other: Option<Vec<Pair>>) -> Result<(Vec<
         training.truncate(p.limit);
     }
     if training.is_empty() {
-        return Err(OpError::with_help("no pair is left to train on", "lower `held_out` of `pairs`"));
+        let (what, help) = match held_out.len() {
+            0 => ("the pairs file is empty".to_owned(), "look at the metrics of the step that made it"),
+            n => (
+                format!("no pair is left to train on: all {n} are held out"),
+                "lower `held_out` of `pairs`; look at its `leaked` if `on_leak = \"drop\"`",
+            ),
+        };
+        return Err(OpError::with_help(what, help));
     }
     let validation = match (p.validate, other) {
         (None, _) => Vec::new(),
@@ -136,6 +142,9 @@ impl Op for Act {
         p.training.prepare(ctx, &mut model)?;
         let other = ctx.input_opt("validation").map(artifact::read).transpose()?;
         let (training, validation) = split(artifact::read(ctx.input("pairs"))?, p, other)?;
+        // an action that is neither of the two counts as possible only where the list says so
+        let bare = training.iter().filter(|pair| pair.actions.is_empty()).count();
+        p.reward.warn_of_bare(ctx, (bare, training.len()), "pairs");
         let mut critics = Asked(Critics::new(training, &text, &model, p)?);
         let mut validation = Asked(Critics::new(validation, &text, &model, p)?);
         let asked = p.validate.is_some().then_some(&mut validation as &mut dyn Source);

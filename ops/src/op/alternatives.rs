@@ -150,7 +150,7 @@ pub struct Alternatives;
 impl Op for Alternatives {
     type Params = Params;
     const NAME: &'static str = "alternatives";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "draws actions other than the expert's at the states of its episodes";
 
     fn ports(&self, p: &Params) -> Ports {
@@ -176,6 +176,15 @@ impl Op for Alternatives {
         if p.share.is_some() && p.source != Source::Mixed {
             let what = "`share` is for `source = \"mixed\"`, and the source is another one";
             problems.push(Problem::new(&["share"], what).help("write `source = \"mixed\"`, or leave `share` out"));
+        }
+        if p.source == Source::Mixed && [0, p.per_state].contains(&p.by_policy()) {
+            let (n, who) = (p.per_state, if p.by_policy() == 0 { "uniform" } else { "the policy's" });
+            let what = format!("of {n} draws a state all are {who}, expected some of each");
+            problems.push(Problem::new(&["per_state"], what).help("raise `per_state`, or change `share` or `source`"));
+        }
+        if !p.execute && p.world.is_some() {
+            let what = "`world` is for `execute = true`, and nothing is executed";
+            problems.push(Problem::new(&["world"], what).help("write `execute = true`, or leave `world` out"));
         }
         if p.execute && p.world.is_none() {
             let what = "`execute` needs the world that the episodes were played in";
@@ -278,8 +287,11 @@ fn tell(p: &Params, ctx: &mut OpContext<'_>, lines: &[Samples], counts: &Counts)
     if !p.prompt.is_plain() {
         ctx.metric(0, "malformed", drawn(counts.malformed));
     }
-    let admissible = lines.iter().flat_map(|l| &l.alternatives).filter(|a| a.admissible).count();
-    ctx.metric(0, "admissible", share(admissible, left));
+    // where no list is known, nothing is
+    if counts.bare == 0 {
+        let admissible = lines.iter().flat_map(|l| &l.alternatives).filter(|a| a.admissible).count();
+        ctx.metric(0, "admissible", share(admissible, left));
+    }
     if p.drops(Unwanted::Inadmissible) {
         ctx.metric(0, "inadmissible_dropped", drawn(counts.inadmissible));
     }
@@ -288,6 +300,8 @@ fn tell(p: &Params, ctx: &mut OpContext<'_>, lines: &[Samples], counts: &Counts)
     }
     if p.refill > 0 {
         ctx.metric(0, "refilled", counts.refilled as f64);
+        // places that are drawn again are those where the policy says the expert's action: the first round is unbiased
+        ctx.metric(0, "equal_to_expert_first", share(counts.first_equal, counts.first));
     }
     if p.execute {
         ctx.metric(0, "not_executed_states", share(counts.strayed, lines.len()));
@@ -316,6 +330,11 @@ struct Counts {
     refilled: usize,
     /// States that were not reached again.
     strayed: usize,
+    /// States whose admissible actions are not known.
+    bare: usize,
+    /// Draws of the first round, and those that were the expert's action.
+    first: usize,
+    first_equal: usize,
 }
 
 impl Counts {
@@ -330,6 +349,9 @@ impl Counts {
         self.same += other.same;
         self.refilled += other.refilled;
         self.strayed += other.strayed;
+        self.bare += other.bare;
+        self.first += other.first;
+        self.first_equal += other.first_equal;
     }
 }
 
@@ -373,7 +395,9 @@ impl Of<'_> {
         let mut replay = suite.map(|suite| Replay::of(suite, number, episode)).transpose()?;
         counts.strayed += replay.as_ref().map_or(0, |replay| episode.turns.len() - replay.states());
         let mut states: Vec<State> = (0..episode.turns.len()).map(|turn| self.state(ctx, turn)).collect();
+        counts.bare += episode.turns.iter().filter(|turn| turn.actions.is_empty()).count();
         for round in 0..=p.refill {
+            let (drawn_before, equal_before) = (counts.drawn, counts.equal);
             // 1. what is drawn, place by place
             let mut drawn: Vec<Vec<(usize, Option<Drawn>)>> = Vec::with_capacity(states.len());
             for state in &mut states {
@@ -400,6 +424,10 @@ impl Of<'_> {
                     counts.refilled += usize::from(round > 0 && kept.is_some());
                     state.found[place] = kept;
                 }
+            }
+            if round == 0 {
+                counts.first += counts.drawn - drawn_before;
+                counts.first_equal += counts.equal - equal_before;
             }
         }
         for (turn, State { found, dropped, .. }) in states.into_iter().enumerate() {

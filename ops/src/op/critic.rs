@@ -140,7 +140,7 @@ pub struct Critic;
 impl Op for Critic {
     type Params = Params;
     const NAME: &'static str = "critic";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const ABOUT: &'static str = "asks a model which of two actions is better, in both orders, and counts";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -197,11 +197,15 @@ impl Op for Critic {
             Reasoning::Removed => behind(p, vec![Some(String::new()); pairs.len()]),
             Reasoning::Injected => behind(p, rationales(p, &pairs, &first)?),
         };
+        let exchanged: Vec<bool> = match p.wrong() {
+            Rationale::Made(Made::Swapped) if reasoned => first.iter().map(was_right).collect(),
+            _ => Vec::new(),
+        };
         // 3. the answers
         let told = ask_all(ctx, &mut *policy, p, &pairs, &reading, "questions", &mut progress)?;
         common::note_policy(ctx, &*policy);
         artifact::write(ctx.output("answers"), &answers(p, &pairs, &told, &reading))?;
-        let scores = scores(p, &pairs, &told, &reading, ctx.seed("bootstrap"));
+        let scores = scores(p, &pairs, (&told, &exchanged), &reading, ctx.seed("bootstrap"));
         for (name, value) in &scores.metrics {
             if let Some(value) = value {
                 ctx.metric(0, name, *value);
@@ -421,11 +425,11 @@ fn rationales(p: &Params, pairs: &[Pair], own: &[Option<Told>]) -> Result<Vec<Op
     let found: Vec<Option<String>> = (0..pairs.len())
         .map(|i| match made {
             Made::Swapped => {
-                let (told, reasoning) = (own[i].as_ref()?, said(i)?);
-                match told.outcome {
-                    Outcome { correct: true, .. } => {
-                        Some(exchanged(reasoning, &pairs[i].shown, numbers)).filter(|text| text != reasoning)
-                    }
+                let reasoning = said(i)?;
+                // one that names no action argues for none
+                let other = Some(exchanged(reasoning, &pairs[i].shown, numbers)).filter(|text| text != reasoning)?;
+                match own[i].as_ref()?.outcome {
+                    Outcome { correct: true, .. } => Some(other),
                     Outcome { malformed: true, .. } => None,
                     _ => Some(reasoning.to_owned()),
                 }
@@ -444,6 +448,11 @@ fn rationales(p: &Params, pairs: &[Pair], own: &[Option<Told>]) -> Result<Vec<Op
         ));
     }
     Ok(found)
+}
+
+/// A reasoning that led to the right action, which is the one that is exchanged.
+fn was_right(told: &Option<Told>) -> bool {
+    told.as_ref().is_some_and(|told| told.outcome.correct)
 }
 
 /// The text of a rationale for a pair.
@@ -517,14 +526,28 @@ fn answers(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading)
     pairs.iter().zip(told).enumerate().filter_map(line).collect()
 }
 
-/// Shares of the questions that were asked, and what each pair adds to them.
-fn scores(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading, seed: u64) -> Scores {
+/// Shares of the questions that were asked, and what each pair adds to them. `exchanged` says where the two actions were exchanged
+/// in the model's own reasoning; it is empty where that is not what is put.
+fn scores(
+    p: &Params,
+    pairs: &[Pair],
+    (told, exchanged): (&[Option<Told>], &[bool]),
+    reading: &Reading,
+    seed: u64,
+) -> Scores {
     let put = |i: usize| reading.begins.as_ref().and_then(|begins| begins[i].as_deref());
     // a question and its other order stand side by side
     let items = pairs.iter().enumerate().step_by(2).map(|(i, pair)| Item {
         task: &pair.task,
         id: format!("{} episode {} turn {}: {}", pair.task.id, pair.episode, pair.turn, pair.shown[1 - pair.expert]),
-        parts: parts(p.reasoning, [told[i].as_ref(), told[i + 1].as_ref()], [put(i), put(i + 1)]),
+        parts: {
+            let of_pair = [told[i].as_ref(), told[i + 1].as_ref()];
+            let mut parts = parts(p.reasoning, of_pair, [put(i), put(i + 1)]);
+            if let Some(exchanged) = exchanged.get(i..i + 2) {
+                parts.extend(apart(of_pair, exchanged));
+            }
+            parts
+        },
     });
     let mut scores = Scores::of_items(&items.collect::<Vec<_>>(), "accuracy", seed);
     scores.metrics.insert("questions".to_owned(), Some(told.iter().flatten().count() as f64));
@@ -542,6 +565,26 @@ fn scores(p: &Params, pairs: &[Pair], told: &[Option<Told>], reading: &Reading, 
     }
     scores.conditions = conditions.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     scores
+}
+
+/// What a pair adds to the numbers of an exchange: the share of the questions asked, and the accuracy where it was done and where a
+/// wrong reasoning was put as it was.
+fn apart(told: [Option<&Told>; 2], exchanged: &[bool]) -> [Part; 3] {
+    let asked: Vec<(f64, bool)> = told
+        .iter()
+        .zip(exchanged)
+        .filter_map(|(told, exchanged)| Some((f64::from(told.as_ref()?.outcome.correct), *exchanged)))
+        .collect();
+    let right = |name, of: bool| {
+        let some: Vec<f64> = asked.iter().filter(|(_, exchanged)| *exchanged == of).map(|(right, _)| *right).collect();
+        Part::new(name, some.iter().sum(), some.len() as f64)
+    };
+    let share = asked.iter().filter(|(_, exchanged)| *exchanged).count() as f64;
+    [
+        Part::new("exchanged", share, asked.len() as f64),
+        right("accuracy_exchanged", true),
+        right("accuracy_as_it_was", false),
+    ]
 }
 
 /// What a pair adds to each number: the answers in both orders, and the reasonings that they were begun with.

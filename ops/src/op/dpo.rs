@@ -122,7 +122,14 @@ fn preferred(pair: &Pair, p: &Params, text: &Text) -> Result<Preferred, OpError>
     if !read {
         return Err(OpError::with_help(
             format!("the prompt would not read `{}` as `{}`", says[0], pair.shown[pair.expert]),
-            "write `thinking = \"none\"` or `\"optional\"` in `prompt`, and leave marks out of actions",
+            match p.on {
+                On::Actions => {
+                    "write `thinking = \"none\"` or `\"optional\"` in `prompt`, and leave marks out of actions"
+                }
+                On::Choices => {
+                    "write `reason = \"none\"` or `\"optional\"` in `prompt`, and leave marks out of actions"
+                }
+            },
         ));
     }
     let state = Dialogue::told(text, &state, |_| false)?;
@@ -181,6 +188,10 @@ impl Op for Dpo {
         if p.on == On::Actions && !p.prompt.can_be_held() {
             let message = "the prompt wants a reasoning before the action, and pairs have none";
             problems.push(Problem::new(&["prompt", "thinking"], message).help("write `thinking = \"optional\"`"));
+        }
+        if p.on == On::Choices && !p.prompt.can_choose_at_once() {
+            let message = "the prompt wants a reasoning before the choice, and pairs have none";
+            problems.push(Problem::new(&["prompt", "reason"], message).help("write `reason = \"optional\"`"));
         }
         if p.training.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0) {
             let message =

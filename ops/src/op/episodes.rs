@@ -282,7 +282,8 @@ impl Episodes {
         let malformed = turns.iter().filter(|turn| episodes::is_malformed(turn)).count();
         let outcome = Outcome { reward, correct: episode.success, malformed: malformed > 0, position: None };
         let (parts, facts) = (episodes::totals(episode, &self.reward), told(episode));
-        Ok(Attempt { outcome, samples: seat.samples, steps, truncated: seat.truncated, malformed, parts, facts })
+        let (samples, truncated) = (seat.samples, seat.truncated);
+        Ok(Attempt { outcome, samples, steps, truncated, malformed, impossible: 0, parts, facts })
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use actloom_engine::event::Level;
 use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,7 +95,7 @@ pub struct Pairs;
 impl Op for Pairs {
     type Params = Params;
     const NAME: &'static str = "pairs";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "puts the expert's action and an alternative side by side";
 
     fn ports(&self, _: &Params) -> Ports {
@@ -180,10 +181,39 @@ impl Op for Pairs {
         if pairs.is_empty() {
             return Err(found.none());
         }
+        if found.leaked > 0 && pairs.iter().all(|pair| pair.held_out) {
+            let n = found.leaked;
+            let what = format!("no pair is left to train on: all {n} episodes for training are among the tests");
+            ctx.say(Level::Warning, what + "; make the demonstrations of other tasks");
+        }
+        let (states, same) = twins(&pairs);
+        ctx.metric(0, "held_out_states_in_training", states as f64);
+        ctx.metric(0, "held_out_pairs_in_training", same as f64);
         ctx.metric(0, "pairs", pairs.iter().filter(|p| !p.held_out).count() as f64);
         ctx.metric(0, "held_out", pairs.iter().filter(|p| p.held_out).count() as f64);
         artifact::write(ctx.output("pairs"), &pairs)
     }
+}
+
+/// Held-out pairs whose state, as told, is one of training too, and those of which the two actions are as well: tasks are apart, and
+/// two games may begin alike.
+fn twins(pairs: &[Pair]) -> (usize, usize) {
+    let state = |pair: &Pair| (pair.task.goal.clone(), pair.past.start.clone(), pair.past.turns.clone());
+    let actions = |pair: &Pair| {
+        let mut shown = pair.shown.clone();
+        shown.sort();
+        shown
+    };
+    let mut training: HashMap<_, HashSet<[String; 2]>> = HashMap::new();
+    for pair in pairs.iter().filter(|pair| !pair.held_out) {
+        training.entry(state(pair)).or_default().insert(actions(pair));
+    }
+    let found: Vec<bool> = pairs
+        .iter()
+        .filter(|pair| pair.held_out)
+        .filter_map(|pair| Some(training.get(&state(pair))?.contains(&actions(pair))))
+        .collect();
+    (found.len(), found.iter().filter(|same| **same).count())
 }
 
 /// Tasks of equal keys are the same task.

@@ -311,6 +311,7 @@ impl Params {
                 }
             }
         }
+        problems.extend(self.reward.check());
         let (objective, _) = self.objective();
         if objective.surrogate == Surrogate::Weight {
             for (name, set) in [("clip_low", self.clip_low.is_some()), ("delta", self.delta.is_some())] {

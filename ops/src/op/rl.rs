@@ -21,7 +21,7 @@ use crate::model::{self, Model};
 use crate::reward::{Outcome, Reward};
 use crate::text::{Prompt, Text};
 use crate::train::draw::{Asked, Questions, Source};
-use crate::train::grpo;
+use crate::train::{collect, grpo};
 
 /// Parameters of `rl`.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -115,6 +115,10 @@ impl Questions for States {
         self.reward.formed(outcome, said.is_some())
     }
 
+    fn formed(&self, answer: Option<&str>) -> bool {
+        self.said(answer).is_some()
+    }
+
     fn parts(&self, _index: usize, answer: Option<&str>, outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         self.reward.parts(outcome, self.said(answer).is_some())
     }
@@ -171,6 +175,14 @@ impl Op for Rl {
             let problem = Problem::new(&["episodes", "validation"], what);
             problems.push(problem.help("write `validate = {}`, or leave this table out"));
         }
+        if p.order == collect::Order::Families {
+            let what = "`families` puts questions about one episode side by side, and whole episodes are played";
+            problems.push(Problem::new(&["order"], what).help("leave `order` out"));
+        }
+        if episodes.gigpo.is_some() && p.loss == Some(policy_optimisation::Loss::Rloo) {
+            let what = "`gigpo` in `episodes` says how episodes are compared, and `rloo` is another way to";
+            problems.push(Problem::new(&["loss"], what).help("leave `loss` or `gigpo` out"));
+        }
         if episodes.gigpo.is_some() && p.advantage.is_some() {
             let what = "`gigpo` in `episodes` says how episodes are compared, expected no `advantage` beside it";
             problems.push(Problem::new(&["advantage"], what));
@@ -188,6 +200,7 @@ impl Op for Rl {
             Some(episodes) => {
                 settings.compare.gigpo = episodes.gigpo.map(|gigpo| gigpo.settings());
                 let tasks = Tasks::open(ctx, &episodes.world, &episodes.split, episodes.first, episodes.tasks)?;
+                ctx.note("world", tasks.suite.identity());
                 ctx.note("reproducible", tasks.suite.reproducible());
                 let source = Episodes::new(tasks, episodes, &p.prompt, text.clone());
                 let validation = source.validation(episodes)?;
@@ -196,6 +209,8 @@ impl Op for Rl {
             None => {
                 let states = |path, limit| States::read(path, limit, p, &text, &model);
                 let training = states(ctx.input("states"), p.limit)?;
+                let bare = training.answers.iter().filter(|(_, actions)| actions.is_empty()).count();
+                p.reward.warn_of_bare(ctx, (bare, training.answers.len()), "states");
                 let validation = p.validate.map(|_| states(ctx.input("validation"), 0)).transpose()?;
                 if let Some(validation) = &validation {
                     policy_optimisation::apart(training.tasks.iter(), validation.tasks.iter())?;

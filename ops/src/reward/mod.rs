@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use actloom_engine::event::Level;
+use actloom_engine::op::{OpContext, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +74,31 @@ impl Reward {
     pub fn formed(&self, outcome: Outcome, formed: bool) -> Outcome {
         let reward = self.parts(&outcome, formed).values().sum();
         Outcome { reward, ..outcome }
+    }
+
+    /// Warns where some of the questions do not say what is admissible, and the reward would tell.
+    pub fn warn_of_bare(&self, ctx: &OpContext<'_>, (bare, all): (usize, usize), what: &str) {
+        if bare > 0 && self.admissible != self.malformed {
+            ctx.say(
+                Level::Warning,
+                format!(
+                    "no list of admissible actions at {bare} of {all} {what}: an action that is possible and not right counts as \
+                     malformed there; write `actions = \"always\"` in the step that made the episodes, or give \
+                     `reward.admissible` and `reward.malformed` the same value"
+                ),
+            );
+        }
+    }
+
+    /// What is wrong with it: that it cannot tell answers apart.
+    pub fn check(&self) -> Vec<Problem> {
+        let Reward { correct, admissible, malformed, format, .. } = *self;
+        let flat = correct == admissible && correct == malformed && format.is_none_or(|f| f == malformed);
+        if !flat || self.composition == Composition::Sum && correct != 0.0 {
+            return Vec::new();
+        }
+        let what = format!("every answer is worth {correct}, so that nothing is better than anything");
+        vec![Problem::new(&["reward"], what).help("give `correct` another value than `admissible` and `malformed`")]
     }
 
     /// What each part adds to an answer's reward, of the parts that there are: 0 where it does not apply.

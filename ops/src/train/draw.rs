@@ -34,6 +34,8 @@ pub struct Attempt {
     pub truncated: usize,
     /// Responses that are malformed: neither right nor possible; of an episode: that say no action.
     pub malformed: usize,
+    /// Responses that are malformed though they have the form that was asked for.
+    pub impossible: usize,
     /// Parts of the reward by name, for the report.
     pub parts: BTreeMap<&'static str, f64>,
     /// What else is to be told of it: the mean of each is a metric of its name.
@@ -119,6 +121,9 @@ pub trait Questions {
     /// Judges an answer; `text` is `None` where it did not end in time.
     fn judge(&self, index: usize, text: Option<&str>) -> Outcome;
 
+    /// Whether an answer has the form that was asked for, whatever it says.
+    fn formed(&self, text: Option<&str>) -> bool;
+
     /// What each part of the reward added to the outcome of an answer, for the report.
     fn parts(&self, _index: usize, _text: Option<&str>, _outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         BTreeMap::new()
@@ -180,6 +185,7 @@ impl<Q: Questions> Source for Asked<Q> {
                     }],
                     truncated: usize::from(!ended),
                     malformed: usize::from(outcome.malformed),
+                    impossible: usize::from(outcome.malformed && self.0.formed(answer)),
                     ..Attempt::default()
                 });
             }

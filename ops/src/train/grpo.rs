@@ -134,7 +134,8 @@ pub fn run(
             return Err(OpError::with_help("there is nothing to validate on", "leave `validate` out"));
         };
         let limits = (settings.max_tokens, settings.seed);
-        let (reward, accuracy) = validation::ask(ctx, (model, text), source, how, limits)?;
+        let (reward, accuracy) = validation::ask(ctx, (model, text), source, how, limits)
+            .map_err(|e| checkpoint::with_last(ctx.scratch(), placed(&format!("validation after batch {at}"), e)))?;
         ctx.metric(at, "validation_reward", reward);
         ctx.metric(at, "validation_accuracy", accuracy);
         if track.see(at, reward) && how.keep == Keep::Best {
@@ -148,10 +149,7 @@ pub fn run(
     for step in position.step..steps {
         let at = step + 1;
         let _span = tracing::debug_span!("batch", step).entered();
-        let at_batch = |error: OpError| match error {
-            OpError::Failed { message, help } => OpError::Failed { message: format!("batch {at}: {message}"), help },
-            other => other,
-        };
+        let at_batch = |error: OpError| placed(&format!("batch {at}"), error);
         // 1. which questions: a fresh order each epoch
         let (epoch, first) = (step / batches, (step % batches) as usize * settings.batch);
         let order = collect::order(source, settings.order, settings.seed, epoch);
@@ -168,7 +166,8 @@ pub fn run(
             stream: &[1, step],
         };
         let rules = (&settings.shape, &settings.compare);
-        let (mut drawn, sums) = collect::collect(ctx, (model, text), source, place, &drawing, rules)?;
+        let (mut drawn, sums) = collect::collect(ctx, (model, text), source, place, &drawing, rules)
+            .map_err(|e| checkpoint::with_last(ctx.scratch(), at_batch(e)))?;
         sampled.add(sums.tokens as u64, since);
         drop(sampling);
         // 3. compare within the group
@@ -179,7 +178,7 @@ pub fn run(
             price = Some(shape::charge(reference, &mut drawn, rule, &how).map_err(at_batch)?);
         }
         let attempts = drawn.iter().map(|d| d.attempts.len()).sum::<usize>();
-        let advantages = collect::compare(&drawn, &settings.compare)?;
+        let advantages = collect::compare(&drawn, &settings.compare).map_err(at_batch)?;
         let mut groups = collect::grouped(drawn, advantages);
         update::score(model, &mut groups, &how).map_err(at_batch)?;
         // 4. updates: the batch cut into even parts, in its own order first and then in others
@@ -291,6 +290,14 @@ pub fn run(
     let speed = json!({ "sampled_per_second": sampled.rate(), "trained_per_second": trained.rate() });
     ctx.note("speed", speed);
     Ok(())
+}
+
+/// An error with its place.
+fn placed(place: &str, error: OpError) -> OpError {
+    match error {
+        OpError::Failed { message, help } => OpError::Failed { message: format!("{place}: {message}"), help },
+        other => other,
+    }
 }
 
 /// Metrics of a batch's updates. Where no group had unequal rewards the loss is 0, and there are no tokens of which more

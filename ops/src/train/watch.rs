@@ -21,7 +21,7 @@ const BIAS: f64 = 0.3;
 const COLLAPSED: f64 = 0.1;
 const MASTERED: f64 = 0.95;
 
-/// What a batch looked like; shares are of attempts but for `truncated` and `malformed`, of responses.
+/// What a batch looked like; shares are of attempts but for `truncated`, `malformed` and `impossible`, of responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seen {
     /// Share of groups whose rewards are all equal.
@@ -31,6 +31,8 @@ pub struct Seen {
     pub right: f64,
     pub truncated: f64,
     pub malformed: f64,
+    /// Responses that are malformed though they have the form that was asked for.
+    pub impossible: f64,
     /// For questions whose right answer stood first, second: attempts, and how many were right.
     pub positions: [(f64, f64); 2],
     /// Of a token, in nats, estimated from all that was sampled.
@@ -103,13 +105,24 @@ impl Watch {
             found.push(("truncated", what + ", or punish length with `overlong`"));
         }
         // 3. format; what ran out of tokens is malformed for that reason
-        if seen.malformed > 0.5 && seen.malformed > seen.truncated {
-            let share = percent(seen.malformed);
+        let formless = seen.malformed - seen.truncated - seen.impossible;
+        if formless > 0.5 {
+            let share = percent(formless);
             found.push((
                 "malformed",
                 format!(
-                    "format collapse: {share} of the responses of batch {at} say no possible action in the form asked for; \
-                     imitate first (`sft`), lower `learning_rate`, or reward the form with `reward.format`"
+                    "format collapse: {share} of the responses of batch {at} do not have the form asked for; imitate first \
+                     (`sft`), lower `learning_rate`, or reward the form with `reward.format`"
+                ),
+            ));
+        }
+        if seen.impossible > 0.5 {
+            let share = percent(seen.impossible);
+            found.push((
+                "impossible",
+                format!(
+                    "no possible action: {share} of the responses of batch {at} have the form asked for and say an action that \
+                     is not possible; imitate first (`sft`), or show the admissible actions in the prompt"
                 ),
             ));
         }
@@ -203,7 +216,13 @@ mod tests {
         let texts: Vec<String> = (1..=3).flat_map(|at| watch.see(at, &refilled)).collect();
         assert!(texts.len() == 1 && !texts[0].contains("refill"), "what is done already is no advice: {texts:?}");
         assert_eq!(said(1, Seen { truncated: 0.8, malformed: 0.8, ..fine() }), ["truncation"]);
+        assert_eq!(
+            said(1, Seen { truncated: 0.98, malformed: 0.99, ..fine() }),
+            ["truncation"],
+            "one in a hundred has no form"
+        );
         assert_eq!(said(1, Seen { malformed: 0.6, ..fine() }), ["format collapse"]);
+        assert_eq!(said(1, Seen { malformed: 0.6, impossible: 0.6, ..fine() }), ["no possible action"]);
         assert_eq!(said(5, Seen { positions: [(20.0, 19.0), (20.0, 4.0)], ..fine() }), ["position bias"]);
         assert_eq!(said(1, Seen { positions: [(20.0, 19.0), (20.0, 4.0)], ..fine() }), [""; 0], "too few answers");
         assert_eq!(said(50, Seen { positions: [(20.0, 19.0), (0.0, 0.0)], ..fine() }), [""; 0], "one position alone");

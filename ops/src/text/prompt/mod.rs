@@ -316,6 +316,11 @@ impl Prompt {
         matches!(self.thinking(), Thinking::None | Thinking::Optional)
     }
 
+    /// Whether an answer without a reasoning is a choice.
+    pub fn can_choose_at_once(&self) -> bool {
+        matches!(self.reasoning(), Thinking::None | Thinking::Optional)
+    }
+
     /// What the prompt tells and the scene does not hold.
     pub fn lacks(&self, scene: &Scene<'_>) -> Option<&'static str> {
         let last = scene.turns.last().map_or(scene.first, |turn| turn.actions);
