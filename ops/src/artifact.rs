@@ -363,7 +363,8 @@ mod tests {
             let said = Pair { shown, ..pair.clone() }.checked().unwrap_err();
             assert!(said.contains(want), "{said}");
         }
-        let mut samples = Samples { v: 1, episode: 0, turn: 0, expert: String::new(), alternatives: Vec::new(), dropped: 0 };
+        let mut samples =
+            Samples { v: 1, episode: 0, turn: 0, expert: String::new(), alternatives: Vec::new(), dropped: 0 };
         let one = Alternative { action: " ".to_owned(), admissible: false, logp: None, outcome: None };
         samples.alternatives.push(one);
         assert!(samples.checked().unwrap_err().contains("alternative 0 is empty"));

@@ -105,6 +105,14 @@ impl Parts {
                 heads.d
             );
         }
+        let trained = weights.layout.trained > 0;
+        if !Kernels::turn_fits(heads, trained) {
+            let Qkv { h, hk, d } = heads;
+            let how = if trained { "training" } else { "sampling" };
+            bail!(
+                "{h} heads of queries and {hk} of keys with {d} dimensions are more than {how} on a GPU takes in one block"
+            );
+        }
         let names = config.family.norm_names();
         let layers = (0..config.layers).map(|i| {
             let name = |part: &str| format!("model.layers.{i}.{part}");
