@@ -22,7 +22,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=c
 "$program" device show --device cuda || failed=1
 
 section "checks"
-timeout 120 "$program" device check --device cuda | tee "$out/check.txt"
+reference=$here/../ops/tests/fixtures/parity
+[ -d "$reference" ] && reference="--reference $reference" || reference=
+# shellcheck disable=SC2086 # no argument where there is no folder
+timeout 120 "$program" device check --device cuda $reference | tee "$out/check.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || failed=1
 
 section "measurements"

@@ -446,7 +446,7 @@ pub enum DeviceVerb {
     /// Say which device a run would have, and why
     Show(DeviceOf),
     /// Check every kernel against the processor; exit code 1 says that something is wrong
-    Check(DeviceOf),
+    Check(DeviceCheck),
     /// Measure training, scoring and decoding beside what the device can do
     Bench(DeviceBench),
 }
@@ -456,6 +456,15 @@ pub struct DeviceOf {
     /// Which: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub device: DeviceRequest,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeviceCheck {
+    #[command(flatten)]
+    pub of: DeviceOf,
+    /// Also a model's logits and gradients as PyTorch has them: a folder like `ops/tests/fixtures/parity`
+    #[arg(long, value_name = "FOLDER")]
+    pub reference: Option<Utf8PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

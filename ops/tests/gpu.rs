@@ -10,6 +10,7 @@ use actloom_ops::gpu::check::{Finding, check};
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
 use actloom_ops::gpu::engine::Engine;
 use actloom_ops::gpu::parts::{Purpose, Shape};
+use actloom_ops::gpu::reference;
 use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
@@ -346,6 +347,19 @@ fn tokens_that_a_device_draws_are_the_processors_and_a_recorded_step_draws_the_s
     let counts = counts.lock().unwrap();
     assert_eq!(counts.reserved, 1, "memory is reserved once");
     assert!(counts.replayed > 10, "{} steps were replayed", counts.replayed);
+}
+
+#[test]
+fn a_model_on_a_device_has_the_logits_and_gradients_of_pytorch() {
+    let Some(device) = Machine::open() else { return };
+    let folder = camino::Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity");
+    let device: std::sync::Arc<dyn actloom_ops::gpu::Driver> = std::sync::Arc::new(device);
+    let mut found = Vec::new();
+    reference::check(&device, &folder, &mut |finding| found.push(finding)).unwrap();
+    let wrong: Vec<_> = found.iter().filter(|f| !f.fine()).map(|f| (&f.what, f.error)).collect();
+    assert!(wrong.is_empty() && found.len() > 16, "{wrong:?} of {}", found.len());
+    let error = reference::check(&device, &folder.join("model"), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("forward.safetensors"), "{error}");
 }
 
 /// Answers end nowhere and are not read.

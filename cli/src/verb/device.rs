@@ -6,14 +6,14 @@ use actloom_ops::tool::device;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
-use crate::args::{DeviceBench, DeviceOf, DeviceVerb, Global};
+use crate::args::{DeviceBench, DeviceCheck, DeviceOf, DeviceVerb, Global};
 use crate::exit::{Exit, Failure};
 use crate::terminal::{out, out_either, out_json, say};
 
 pub fn run(verb: &DeviceVerb, global: &Global) -> Result<Exit, Failure> {
     match verb {
         DeviceVerb::Show(of) => show(of, global),
-        DeviceVerb::Check(of) => check(of, global),
+        DeviceVerb::Check(args) => check(args, global),
         DeviceVerb::Bench(bench) => measure(bench, global),
     }
 }
@@ -31,9 +31,9 @@ fn show(of: &DeviceOf, global: &Global) -> Result<Exit, Failure> {
 }
 
 /// A line for each finding that is wrong, and how many were right.
-fn check(of: &DeviceOf, global: &Global) -> Result<Exit, Failure> {
+fn check(args: &DeviceCheck, global: &Global) -> Result<Exit, Failure> {
     let (mut right, mut wrong) = (0u32, 0u32);
-    let fine = device::check(of.device, &mut |finding| {
+    let fine = device::check(args.of.device, args.reference.as_deref(), &mut |finding| {
         if finding.fine() {
             right += 1
         } else {

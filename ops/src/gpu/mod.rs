@@ -23,6 +23,7 @@ pub mod memory;
 pub mod pages;
 pub mod parts;
 pub mod plan;
+pub mod reference;
 pub mod sample;
 pub mod tape;
 pub mod tiles;

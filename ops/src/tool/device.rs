@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use actloom_engine::op::{DeviceRequest, OpError};
+use camino::Utf8Path;
 use serde::Serialize;
 
 use crate::gpu::bench::{self, Figure};
 use crate::gpu::check::{self, Finding};
+use crate::gpu::reference;
 use crate::model::{device_driver, failed, open_device};
 
 pub use crate::gpu::bench::MODELS;
@@ -41,18 +43,25 @@ fn driver(request: DeviceRequest) -> Result<std::sync::Arc<dyn crate::gpu::Drive
     })
 }
 
-/// Checks every kernel and whole models; says whether all is well.
+/// Checks every kernel and whole models, and a folder's numbers by PyTorch, if there is one; says whether all is well.
 ///
 /// # Errors
-/// Where there is no device; the device's.
-pub fn check(request: DeviceRequest, report: &mut dyn FnMut(&Finding)) -> Result<bool, OpError> {
+/// Where there is no device; the device's; a folder that does not hold such numbers.
+pub fn check(
+    request: DeviceRequest,
+    reference: Option<&Utf8Path>,
+    report: &mut dyn FnMut(&Finding),
+) -> Result<bool, OpError> {
     let driver = driver(request)?;
     let mut fine = true;
-    check::check(&driver, &mut |finding| {
+    let mut tell = |finding: Finding| {
         fine &= finding.fine();
         report(&finding);
-    })
-    .map_err(failed)?;
+    };
+    if let Some(folder) = reference {
+        reference::check(&driver, folder, &mut tell)?;
+    }
+    check::check(&driver, &mut tell).map_err(failed)?;
     Ok(fine)
 }
 
