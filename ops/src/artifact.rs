@@ -348,4 +348,25 @@ mod tests {
         odd.score = f64::NAN;
         assert_eq!(odd.checked().unwrap_err(), "`score` is NaN, expected 0 to 1");
     }
+    #[test]
+    fn a_pair_that_no_answer_could_be_right_to_is_refused_with_what_was_expected() {
+        let episode = episode("id/0", "look", true, &[]);
+        let shown = ["look", "wait"].map(str::to_owned);
+        let past = Past::of_texts(String::new(), Vec::new());
+        let (task, actions) = (episode.task, Vec::new());
+        let pair = Pair { v: 1, task, episode: 0, turn: 0, past, shown, expert: 1, actions, held_out: false };
+        assert_eq!(pair.checked(), Ok(()));
+        let other = Pair { expert: 2, ..pair.clone() };
+        assert!(other.checked().unwrap_err().starts_with("`expert` is 2, expected 0 or 1"));
+        for (first, second, want) in [("", "wait", "is empty"), ("wait", "wait", "two different actions")] {
+            let shown = [first, second].map(str::to_owned);
+            let said = Pair { shown, ..pair.clone() }.checked().unwrap_err();
+            assert!(said.contains(want), "{said}");
+        }
+        let mut samples =
+            Samples { v: 1, episode: 0, turn: 0, expert: String::new(), alternatives: Vec::new(), dropped: 0 };
+        let one = Alternative { action: " ".to_owned(), admissible: false, logp: None, outcome: None };
+        samples.alternatives.push(one);
+        assert!(samples.checked().unwrap_err().contains("alternative 0 is empty"));
+    }
 }

@@ -171,7 +171,10 @@ fn settings_that_cannot_be_met_are_refused_before_anything_is_drawn() {
         let said = of(json!({ "source": source, "share": 0.5 }));
         assert!(said.len() == 1 && said[0].contains("`share` is for `source = \"mixed\"`"), "{said:?}");
     }
-    assert!(of(json!({ "source": "mixed", "share": 0.25 })).is_empty());
+    assert!(of(json!({ "source": "mixed", "share": 0.25, "per_state": 2 })).is_empty());
+    let said = of(json!({ "source": "mixed", "share": 0.25, "per_state": 1 }));
+    assert!(said.len() == 1 && said[0].contains("of 1 draws a state all are the policy's"), "{said:?}");
+    assert!(of(json!({ "world": world() }))[0].contains("nothing is executed"));
     assert!(of(json!({ "execute": true }))[0].contains("needs the world"));
     assert!(of(json!({ "drop": ["same_outcome"] }))[0].contains("only of actions that are taken"));
     assert!(of(json!({ "execute": true, "world": world(), "drop": ["same_outcome"] })).is_empty());

@@ -237,7 +237,7 @@ fn what_is_begun_and_finished_reads_as_the_choice_that_it_is() {
 }
 
 /// A server with the interface of plain completions. It reasons that what holds `good` is better, unless the pair is hard;
-/// after a reasoning it does what that says last, and without one it takes the first.
+/// after a reasoning it does what that says last, and without one it takes the first. Of what holds `mute` its reasoning names nothing.
 fn stand_in(asked: Arc<AtomicUsize>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -249,7 +249,10 @@ fn stand_in(asked: Arc<AtomicUsize>) -> String {
             None => {
                 let good = first.contains("good") != first.contains("hard");
                 let (better, worse) = if good { (first, second) } else { (second, first) };
-                format!("<think>{worse} leads nowhere, so I take {better}</think>{better}")
+                match first.contains("mute") {
+                    true => format!("<think>I know what to do</think>{better}"),
+                    false => format!("<think>{worse} leads nowhere, so I take {better}</think>{better}"),
+                }
             }
             Some("") => first.to_owned(),
             Some(reasoning) => {
@@ -335,6 +338,22 @@ fn a_model_that_reasons_is_led_by_what_is_put_in_the_place_of_its_reasoning() {
     // a text that argues for the right action leads to it
     let right = json!({ "reasoning": "injected", "rationale": "not {wrong} but {right}" });
     assert_eq!(critic(&bench, right, "right")["accuracy"], 1.0);
+}
+
+#[test]
+fn a_reasoning_that_names_no_action_cannot_be_made_a_wrong_one_whether_its_answer_was_right_or_not() {
+    let (bench, asked) = exam();
+    let pairs = [
+        pair(0, "do good mute 1", "do bad mute 1", 0),
+        pair(1, "do good mute hard 2", "do bad mute hard 2", 1),
+        pair(2, "do good 3", "do bad 3", 0),
+        pair(3, "do good hard 4", "do bad hard 4", 1),
+    ];
+    artifact::write(&bench.path("pairs.jsonl"), &pairs).unwrap();
+    let swapped = critic(&bench, json!({ "reasoning": "injected", "rationale": "swapped" }), "swapped");
+    assert_eq!(asked.load(Ordering::SeqCst), 8 + 4, "those of which nothing could be made are not asked");
+    assert_eq!((swapped["found"], swapped["questions"], swapped["exchanged"]), (0.5, 4.0, 0.5));
+    assert_eq!((swapped["accuracy"], swapped["accuracy_exchanged"], swapped["accuracy_as_it_was"]), (0.0, 0.0, 0.0));
 }
 
 /// The scores and the answers that `critic` wrote into a folder.

@@ -288,7 +288,8 @@ fn an_update_whose_groups_are_all_flat_changes_no_weight_and_is_reported() {
     assert_eq!(read(&policy), read(&bench.path("flat/model")));
     let of = |name: &str| metrics.iter().filter(|m| m.1 == name).map(|m| m.2).collect::<Vec<f64>>();
     assert!(!of("zero_variance").is_empty() && of("zero_variance").iter().all(|v| *v == 1.0));
-    assert!(of("grad_norm").is_empty() && of("ratio").is_empty(), "nothing was trained on");
+    assert!(of("grad_norm").iter().chain(&of("loss")).all(|v| *v == 0.0), "nothing was trained on");
+    assert!(!of("grad_norm").is_empty() && of("ratio").is_empty(), "no token was trained on");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actloom_engine::event::OpEvent;
-use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
+use actloom_engine::op::{Arity, DeviceRequest, InputArtifact, OpContext, OpError, OpSink};
 use actloom_engine::stop::Stop;
 use actloom_ops::artifact::{self, Episode, Pair, Task};
 use actloom_ops::model::{self, Model};
@@ -580,12 +580,16 @@ proptest! {
 }
 
 #[test]
-fn the_input_for_validation_is_one_that_a_recipe_may_leave_out() {
+fn the_input_for_validation_is_there_where_something_is_validated_and_may_be_left_out() {
     let registry = registry();
     let act = registry.get("act").unwrap();
-    let ports = act.ports(&act.canonical(&json!({})).unwrap());
-    let names: Vec<&str> = ports.inputs.iter().map(|port| port.name).collect();
-    assert_eq!(names, ["model", "pairs", "validation"]);
+    let names = |params| -> Vec<(&str, Arity)> {
+        let ports = act.ports(&act.canonical(&params).unwrap());
+        ports.inputs.iter().map(|port| (port.name, port.arity)).collect()
+    };
+    let always = [("model", Arity::One), ("pairs", Arity::One)];
+    assert_eq!(names(json!({})), always);
+    assert_eq!(names(json!({ "validate": {} })), [&always[..], &[("validation", Arity::Optional)]].concat());
     let unknown = act.canonical(&json!({ "validate": { "evry": 3 } })).unwrap_err();
     assert!(unknown.contains("evry"), "{unknown}");
 }

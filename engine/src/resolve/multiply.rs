@@ -50,8 +50,12 @@ impl Variant {
             (None, None) => true,
             _ => false,
         };
+        // what is wrong at an input is said already
+        let sound = |v: &Variant| v.fed.iter().all(|fed| fed.refs.items.iter().all(|(_, item)| item.is_sound()));
         let picks = |v: &Variant| v.fed.iter().map(|fed| (fed.key, fed.picks.clone())).collect::<Vec<_>>();
         typed
+            && sound(self)
+            && sound(other)
             && (self.seed, self.pin_device, &self.resources) == (other.seed, other.pin_device, &other.resources)
             && picks(self) == picks(other)
     }
@@ -164,7 +168,9 @@ impl Resolver<'_, '_> {
                 let rest = variant.point.iter().filter(|(a, _)| *a != axis.axis).copied().collect();
                 !first.entry(rest).or_insert(variant).equals(variant)
             });
-            if used || axis.values.len() < 2 || variants.len() < 2 {
+            // labels that bring in axes of their own have variants of their own
+            let all = variants.len() == first.len() * axis.values.len();
+            if used || !all || axis.values.len() < 2 {
                 continue;
             }
             let (name, place) = (&axis.name, axis.values[0].1.clone());

@@ -194,6 +194,11 @@ impl Kernels<'_> {
         (q.h + q.hk) * q.d.div_ceil(16).next_power_of_two()
     }
 
+    /// Whether so many heads of this size fit into a block, with a backward or without.
+    pub fn turn_fits(q: Qkv, trained: bool) -> bool {
+        Self::turn_threads(q) <= if trained { 640 } else { 1024 }
+    }
+
     /// Norm and rotation of queries and keys, from `qkv` to `out`; values are copied.
     pub fn norm_rotate(
         &self,
@@ -225,7 +230,7 @@ impl Kernels<'_> {
             Arg::from(i32::from(with_v)),
             turn.eps.into(),
         ];
-        self.run("norm_rotate", Launch::new(n, warps(Self::turn_threads(q)).min(1024)), &args)
+        self.run("norm_rotate", Launch::new(n, warps(Self::turn_threads(q))), &args)
     }
 
     /// Floats of the two `partial` in [`Kernels::norm_rotate_backward`].

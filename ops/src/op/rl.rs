@@ -204,7 +204,6 @@ impl Op for Rl {
             Some(episodes) => {
                 settings.compare.gigpo = episodes.gigpo.map(|gigpo| gigpo.settings());
                 let tasks = Tasks::open(ctx, &episodes.world, &episodes.split, episodes.first, episodes.tasks)?;
-                ctx.note("world", tasks.suite.identity());
                 ctx.note("reproducible", tasks.suite.reproducible());
                 let source = Episodes::new(tasks, episodes, &p.prompt, text.clone());
                 let validation = source.validation(episodes)?;

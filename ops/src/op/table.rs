@@ -61,7 +61,7 @@ fn resamples() -> usize {
 impl Op for Tabulate {
     type Params = TableParams;
     const NAME: &'static str = "table";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const ABOUT: &'static str = "Sets scores out as rows x columns with means, spreads and paired differences";
 
     fn ports(&self, _params: &TableParams) -> Ports {

@@ -17,14 +17,15 @@ const LABEL: usize = 40;
 const ROW: f64 = 15.0;
 const RIGHT: f64 = 16.0;
 
-/// The ends of the bar beside a mean.
-fn ends(stat: &Stat, spread: Spread) -> Option<(f64, f64)> {
+/// The ends of the bar beside a mean; a share's are within 0 and 1.
+fn ends(stat: &Stat, spread: Spread, share: bool) -> Option<(f64, f64)> {
     let mean = stat.mean?;
-    match spread {
+    let (low, high) = match spread {
         Spread::Std => stat.std.map(|s| (mean - s, mean + s)),
         Spread::Population => stat.population.map(|s| (mean - s, mean + s)),
         Spread::Interval => stat.interval.as_ref().map(|i| (i.low, i.high)),
-    }
+    }?;
+    Some(if share { (low.max(0.0), high.min(1.0)) } else { (low, high) })
 }
 
 /// One metric as a figure of a page; empty where no cell has it.
@@ -98,12 +99,13 @@ struct Picture {
 }
 
 fn picture(table: &Table, metric: &str) -> Option<Picture> {
-    let factor = if number::titled(metric, table.percent).ends_with("(%)") { 100.0 } else { 1.0 };
+    let share = number::titled(metric, table.percent).ends_with("(%)");
+    let factor = if share { 100.0 } else { 1.0 };
     let stats: Vec<Vec<&Stat>> = (0..table.rows.labels.len())
         .map(|r| (0..table.width()).map(|c| &table.cell(r, c).metrics[metric]).collect())
         .collect();
     let values = stats.iter().flatten().flat_map(|s| {
-        let (low, high) = ends(s, table.spread).unzip();
+        let (low, high) = ends(s, table.spread, share).unzip();
         [s.mean, low, high].into_iter().flatten().map(|v| v * factor)
     });
     let x = Scale::around(values, 5)?;
@@ -143,19 +145,21 @@ fn picture(table: &Table, metric: &str) -> Option<Picture> {
         );
         for (c, stat) in row.iter().enumerate() {
             let y = top + (c as f64 + 0.5) * ROW;
-            dot(&mut out, stat, table.spread, c, y, at, left);
+            dot(&mut out, (stat, ends(stat, table.spread, share)), c, y, at, left);
         }
     }
     Some(Picture { title, width, height, shapes: out })
 }
 
-fn dot(out: &mut String, stat: &Stat, spread: Spread, column: usize, y: f64, at: impl Fn(f64) -> f64, left: f64) {
+type Bar = Option<(f64, f64)>;
+
+fn dot(out: &mut String, (stat, bar): (&Stat, Bar), column: usize, y: f64, at: impl Fn(f64) -> f64, left: f64) {
     let Some(mean) = stat.mean else {
         let _ = writeln!(out, "<text class=\"gone\" x=\"{:.1}\" y=\"{:.1}\">missing</text>", left + 4.0, y + 3.0);
         return;
     };
     let _ = write!(out, "<g class=\"dot c{}\">", column % 8);
-    if let Some((low, high)) = ends(stat, spread) {
+    if let Some((low, high)) = bar {
         let _ = write!(out, "<path d=\"M{:.1} {y:.1}H{:.1}\"/>", at(low), at(high));
     }
     let _ = writeln!(out, "<circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\"/></g>", at(mean));
