@@ -9,6 +9,7 @@
 //! stream their work would be recorded, too.
 
 use std::cell::Cell;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::mem::ManuallyDrop;
@@ -443,11 +444,10 @@ impl Driver for Cuda {
             aligned: [p.a.at, p.b.at, p.c.at].map(alignment),
         };
         let mut known = self.known();
-        if !known.plans.contains_key(&key) {
-            let plan = self.plan(key)?;
-            known.plans.insert(key, plan);
-        }
-        let plan = &known.plans[&key];
+        let plan = match known.plans.entry(key) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(key)?),
+        };
         let (scale, add) = (p.scale, f32::from(u8::from(p.add)));
         // SAFETY: the caller's promise; the plan is that of these sizes
         let done = unsafe {
