@@ -9,6 +9,7 @@
 mod architecture;
 mod chromium;
 mod crash;
+mod cuda;
 mod lora;
 mod quickstart;
 mod recipes;

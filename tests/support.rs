@@ -66,7 +66,12 @@ impl Place {
 
     /// The program in this folder, with this folder's store.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_actloom"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_actloom")), args)
+    }
+
+    /// Another build of the program.
+    pub fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACTLOOM_")) {
             command.env_remove(name);
         }

@@ -171,9 +171,13 @@ pub fn run_with(
     Ok(the_loop.finish(clock.elapsed()))
 }
 
-/// What every node occupies, with GPUs struck out where the run is held to the CPU.
+/// What every node occupies, with GPUs struck out where the run is held to the CPU or has found nothing else.
 fn needs(graph: &Graph, plan: &Plan, options: &RunOptions) -> Result<Vec<Resources>, RunError> {
-    let on_cpu = plan.device == DeviceRequest::Cpu;
+    let on_cpu = match plan.device {
+        DeviceRequest::Cpu => true,
+        DeviceRequest::Auto => options.slots.gpu == 0,
+        DeviceRequest::Cuda(_) => false,
+    };
     let strike = |r: Resources| if on_cpu { Resources { gpu: 0, ..r } } else { r };
     let mut needs: Vec<Resources> = graph.nodes.node_weights().map(|node| strike(node.resources)).collect();
     for step in &plan.steps {

@@ -35,7 +35,7 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     let loaded = load::recipe(path, &args.recipe)?;
     let graph = &loaded.graph;
     // A GPU that was demanded and is not there is known at once, not hours later when a step wants it.
-    let demanded = match args.recipe.device {
+    let mut device = match args.recipe.device {
         DeviceRequest::Cuda(_) => Some(device::open(args.recipe.device)?),
         DeviceRequest::Auto | DeviceRequest::Cpu => None,
     };
@@ -43,18 +43,20 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     let goal = Goal { steps: steps.clone(), force: args.force.clone(), device: loaded.device };
     let plan = plan(graph, &goal, &store)?;
     if plan.counts.run + plan.counts.pending > 0 {
-        let device = match demanded {
-            Some(device) => device,
+        let found = match device.take() {
+            Some(found) => found,
             None => device::open(args.recipe.device)?,
         };
-        say(&format!("device: {device}"));
+        say(&format!("device: {}", found.why));
+        device = Some(found);
     }
 
     let stop = Stop::new();
     let board = Board::new();
     let talker = board.clone();
     signal::listen(&stop, move |line| talker.say(line))?;
-    let options = RunOptions { slots: slots(args, loaded.device), keep_going: !args.fail_fast };
+    let slots = slots(args, device.is_some_and(|found| found.is_gpu));
+    let options = RunOptions { slots, keep_going: !args.fail_fast };
     let mut watcher = Watcher::new(board, global.json, stop.clone());
     let summary = run_plan(graph, &plan, &store, &mut watcher, &stop, &options)?;
 
@@ -87,10 +89,9 @@ pub fn run(args: &Run, global: &Global) -> Result<Exit, Failure> {
     })
 }
 
-fn slots(args: &Run, device: DeviceRequest) -> Resources {
+fn slots(args: &Run, on_gpu: bool) -> Resources {
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    let gpus = u32::from(matches!(device, DeviceRequest::Cuda(_)));
-    Resources { cpu: args.jobs.unwrap_or_else(cores), gpu: args.gpus.unwrap_or(gpus) }
+    Resources { cpu: args.jobs.unwrap_or_else(cores), gpu: args.gpus.unwrap_or(u32::from(on_gpu)) }
 }
 
 fn print_tables(shown: &[Shown]) {

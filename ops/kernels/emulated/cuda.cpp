@@ -2,9 +2,11 @@
 // so that the real program, built for CUDA, runs where there is no GPU. It stands for libcuda.so.1, libcublasLt.so.13, libcublas.so.13
 // and libcurand.so.10, of which it has only what the program calls; whatever else is called fails.
 //
-// EMULATED_CUDA=count        computes nothing: memory is zeros, and larger than the machine's
+// EMULATED_CUDA=count        computes nothing: memory is zeros, but for small copies, and may be larger than the machine's
+// EMULATED_CUDA=none         has no device
 // EMULATED_CUDA_MEMORY=BYTES what the device has, 1 GiB unless set
-// EMULATED_CUDA_REPORT=FILE  at the end of the process the counts are written there, as JSON
+// EMULATED_CUDA_REPORT=FILE  at the end of the process the counts are written there, as JSON: of all that was asked, but of pinned memory,
+//                            events and bytes in use what is left; `nodes` are launches, products and copies of all that was recorded
 //
 // Stricter than a device where that finds mistakes: work that is recorded may not touch the host, a kernel needs permission for
 // much shared memory, matrices must be inside memory that is lent and as aligned as their plan says, and what is lent is NaN.
@@ -16,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "driver.cpp"
 
@@ -23,12 +26,12 @@ namespace {
 
 using Address = unsigned long long;
 
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NOT_FOUND = 500, BAD_ADDRESS = 700, CAPTURING = 900 };
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NO_DEVICE = 100, NOT_FOUND = 500, BAD_ADDRESS = 700, CAPTURING = 900 };
 enum { LT_OK = 0, LT_INVALID = 7, LT_FAILED = 13 };
 
 struct Counts {
     unsigned long long products = 0, reserved = 0, released = 0, to_device = 0, to_host = 0, copies = 0, clears = 0, waits = 0,
-                       recorded = 0, replayed = 0, events = 0, pinned = 0, plans = 0;
+                       recorded = 0, nodes = 0, replayed = 0, events = 0, pinned = 0, plans = 0;
 };
 
 struct Function {
@@ -59,6 +62,7 @@ struct State {
     std::map<std::string, std::unique_ptr<Function>> functions;
     Counts counts;
     std::vector<std::function<int()>> *recording = nullptr;
+    std::thread::id recorder;
     std::string complaint;
 
     State() {
@@ -83,8 +87,8 @@ struct State {
                 c.products, c.plans, c.reserved, c.released);
         fprintf(out, " \"to_device\": %llu, \"to_host\": %llu, \"copies\": %llu, \"clears\": %llu, \"waits\": %llu,\n", c.to_device,
                 c.to_host, c.copies, c.clears, c.waits);
-        fprintf(out, " \"recorded\": %llu, \"replayed\": %llu, \"events\": %llu, \"pinned\": %llu,\n", c.recorded, c.replayed, c.events,
-                c.pinned);
+        fprintf(out, " \"recorded\": %llu, \"nodes\": %llu, \"replayed\": %llu, \"events\": %llu, \"pinned\": %llu,\n", c.recorded, c.nodes,
+                c.replayed, c.events, c.pinned);
         fprintf(out, " \"used\": %zu, \"peak\": %zu, \"complaint\": \"%s\",\n \"kernels\": {", s.used, s.peak, s.complaint.c_str());
         bool first = true;
         for (auto &f : s.functions)
@@ -101,9 +105,12 @@ struct State {
         auto found = lent.upper_bound(at);
         return found != lent.begin() && (--found, at + bytes <= found->first + found->second);
     }
+    // What is small is copied even where nothing is computed: a program may look whether what it wrote is still there.
+    bool copies(size_t bytes) const { return computes || bytes <= 65536; }
     // Runs work on the device, or records it.
     int ask(std::function<int()> work) {
         if (!recording) return work();
+        if (recorder != std::this_thread::get_id()) return refuse(CAPTURING, "another thread's work in a recording");
         recording->push_back(std::move(work));
         return OK;
     }
@@ -175,7 +182,10 @@ extern "C" {
 
 // --- the device
 
-int cuInit(unsigned) { return OK; }
+int cuInit(unsigned) {
+    const char *mode = getenv("EMULATED_CUDA");
+    return mode && strcmp(mode, "none") == 0 ? NO_DEVICE : OK;
+}
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal == 0 ? OK : 101; }
 int cuDeviceGetCount(int *count) { return *count = 1, OK; }
 int cuDeviceGetName(char *name, int size, int) { return snprintf(name, size, "emulated device"), OK; }
@@ -208,13 +218,13 @@ int cuGetErrorString(int code, const char **text) { return cuGetErrorName(code, 
 int cuStreamCreate(void **stream, unsigned) { return *stream = reinterpret_cast<void *>(48), OK; }
 int cuStreamDestroy_v2(void *) { return OK; }
 int cuStreamSynchronize(void *) { STATE s.counts.waits++; return s.host("waiting for the stream"); }
-int cuStreamWaitEvent(void *, void *, unsigned) { STATE s.counts.events++; return OK; }
+int cuStreamWaitEvent(void *, void *, unsigned) { return OK; }
 int cuEventCreate(void **event, unsigned) { STATE s.counts.events++; return *event = reinterpret_cast<void *>(64), OK; }
 int cuEventRecord(void *, void *) { STATE return s.host("an event of the host"); }
 int cuEventSynchronize(void *) { STATE return s.host("waiting for an event"); }
 int cuEventQuery(void *) { return OK; }
 int cuEventElapsedTime_v2(float *ms, void *, void *) { return *ms = 1, OK; }
-int cuEventDestroy_v2(void *) { return OK; }
+int cuEventDestroy_v2(void *) { STATE s.counts.events--; return OK; }
 
 // --- memory
 
@@ -228,14 +238,14 @@ int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *) {
     STATE if (int bad = s.host("writing from the host")) return bad;
     s.counts.to_device++;
     if (!s.inside(to, bytes)) return s.refuse(BAD_ADDRESS, "writing outside of what was lent");
-    if (s.computes) memcpy(reinterpret_cast<void *>(to), from, bytes);
+    if (s.copies(bytes)) memcpy(reinterpret_cast<void *>(to), from, bytes);
     return OK;
 }
 int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *) {
     STATE if (int bad = s.host("reading to the host")) return bad;
     s.counts.to_host++;
     if (!s.inside(from, bytes)) return s.refuse(BAD_ADDRESS, "reading outside of what was lent");
-    s.computes ? memcpy(to, reinterpret_cast<void *>(from), bytes) : memset(to, 0, bytes);
+    s.copies(bytes) ? memcpy(to, reinterpret_cast<void *>(from), bytes) : memset(to, 0, bytes);
     return OK;
 }
 int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *) {
@@ -304,6 +314,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
 int cuStreamBeginCapture_v2(void *, int) {
     STATE if (s.recording) return s.refuse(CAPTURING, "recording while recording");
     s.recording = new std::vector<std::function<int()>>;
+    s.recorder = std::this_thread::get_id();
     return OK;
 }
 int cuStreamEndCapture(void *, void **graph) {
@@ -312,6 +323,7 @@ int cuStreamEndCapture(void *, void **graph) {
     delete s.recording;
     s.recording = nullptr;
     s.counts.recorded++;
+    s.counts.nodes += made->work.size();
     return *graph = made, OK;
 }
 int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long) { return *exec = new Graph(*static_cast<Graph *>(graph)), OK; }

@@ -86,6 +86,7 @@ struct Place {
 #endif
 };
 
+// Made once: when it has run to its end it waits for the next block that has a place for it.
 struct Thread {
     Place place;
     bool begun = false;
@@ -101,20 +102,17 @@ struct Thread {
 
 struct Block {
     Dim grid, size, index;
-    std::vector<Thread> threads;
+    std::vector<Thread> threads = std::vector<Thread>(1024);
     std::vector<char> shared;
-    size_t shared_bytes = 0;
     unsigned now = 0;
     Place scheduler;
     std::function<void()> body;
     std::mt19937 order;
 };
 
-inline Block &block() {
-    static Block block;
-    return block;
-}
-inline Thread &self() { return block().threads[block().now]; }
+static Block the_block;
+static inline Block &block() { return the_block; }
+static inline Thread &self() { return block().threads[block().now]; }
 
 [[noreturn]] inline void fail(const char *what) {
     Block &b = block();
@@ -145,7 +143,7 @@ struct Lanes {
     int turn;
     // Stays until the lanes have come to the instruction after the next.
     unsigned long get(int i, int which = 0) const {
-        return first + i < &block().threads.back() + 1 ? first[i].value[turn][which] : 0;
+        return first + i < block().threads.data() + block().size.count() ? first[i].value[turn][which] : 0;
     }
 };
 inline Lanes together(int what, unsigned long a = 0, unsigned long b = 0, unsigned long c = 0) {
@@ -160,22 +158,23 @@ inline Lanes together(int what, unsigned long a = 0, unsigned long b = 0, unsign
 }
 
 inline void enter() {
-    block().body();
-    Thread &t = self();
-    if (!t.open.empty()) fail("ended with copies that were never committed");
-    t.at = At::Done;
-    change(t.place, block().scheduler, true);
+    for (;;) {
+        block().body();
+        if (!self().open.empty()) fail("ended with copies that were never committed");
+        yield(At::Done);
+    }
 }
 
 inline void run_block() {
     Block &b = block();
     unsigned n = b.size.count(), warps = (n + 31) / 32;
     constexpr size_t STACK = 256 << 10;
-    b.threads.clear();
-    b.threads.resize(n);
     for (unsigned i = 0; i < n; i++) {
         Thread &t = b.threads[i];
         t.index = Dim(i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y));
+        t.at = At::Running;
+        t.groups.clear();
+        if (t.stack) continue;
         t.stack.reset(new char[STACK]);
         getcontext(&t.place.context);
         t.place.context.uc_stack.ss_sp = t.stack.get();
@@ -211,10 +210,13 @@ inline void run_block() {
             }
         }
         unsigned done = 0, waiting = 0;
-        for (auto &t : b.threads) done += t.at == At::Done, waiting += t.at == At::Block;
+        for (unsigned i = 0; i < n; i++) {
+            At at = b.threads[i].at;
+            done += at == At::Done, waiting += at == At::Block;
+        }
         if (done == n) return;
         if (waiting != n) fail("some threads wait at a barrier that others never reach");
-        for (auto &t : b.threads) t.at = At::Running;
+        for (unsigned i = 0; i < n; i++) b.threads[i].at = At::Running;
     }
 }
 

@@ -5,13 +5,16 @@
 //! 2. Kernels are looked up once by name, products planned once by shape.
 //!
 //! Invariants: nothing runs on another stream; products sum in float32 and reduce in float32, and the same shape takes the same
-//! algorithm for the life of the process; what is recorded allocates nothing.
+//! algorithm for the life of the process; what is recorded allocates nothing, and other threads wait meanwhile, for on the same
+//! stream their work would be recorded, too.
 
+use std::cell::Cell;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys as lts};
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, sys};
@@ -92,6 +95,36 @@ pub struct Cuda {
     lt: lts::cublasLtHandle_t,
     workspace: sys::CUdeviceptr,
     known: Mutex<Known>,
+    turns: Turns,
+}
+
+/// Whose turn it is: everybody's, or that of the thread that records.
+#[derive(Clone, Default)]
+struct Turns(Arc<RwLock<()>>);
+
+thread_local! {
+    static RECORDS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Turns {
+    /// Held while something is asked of the stream.
+    fn take(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        (!RECORDS.get()).then(|| self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does something while no other thread asks for anything.
+    fn alone<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Recording;
+        impl Drop for Recording {
+            fn drop(&mut self) {
+                RECORDS.set(false);
+            }
+        }
+        let _alone = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        RECORDS.set(true);
+        let _recording = Recording;
+        work()
+    }
 }
 
 // SAFETY: handles of CUDA may be used from every thread; what is not synchronised inside CUDA is behind `known`
@@ -122,6 +155,12 @@ impl Cuda {
     /// # Errors
     /// What CUDA says where there is no driver, no such device, or one that the kernels are not for.
     pub fn open(ordinal: usize) -> Result<Cuda> {
+        match result::init().and_then(|()| result::device::get_count()) {
+            Ok(count) if (ordinal as i32) < count => {}
+            Ok(1) => bail!("there is one device here, `cuda:0`"),
+            Ok(count) => bail!("there are {count} devices here, counted from 0"),
+            Err(error) => bail!("there is no driver or no GPU ({:?})", error.0),
+        }
         let Device::Cuda(device) = Device::new_cuda_with_stream(ordinal)? else {
             bail!("BUG: candle made another device than a CUDA device")
         };
@@ -157,7 +196,17 @@ impl Cuda {
         let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = failed(|| "the device's size".to_owned(), context.attribute(attribute))? as usize;
         let name = format!("{name} (cuda:{ordinal}, compute capability {major}.{minor})");
-        Ok(Cuda { name, processors, device, stream, modules, lt, workspace, known: Mutex::default() })
+        Ok(Cuda {
+            name,
+            processors,
+            device,
+            stream,
+            modules,
+            lt,
+            workspace,
+            known: Mutex::default(),
+            turns: Turns::default(),
+        })
     }
 
     /// The same device for candle's tensors: on the same stream.
@@ -299,6 +348,7 @@ struct Later<'a> {
 impl Ticket for Later<'_> {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         self.cuda.bind()?;
+        let _turn = self.cuda.turns.take();
         // SAFETY: the event is this ticket's own, and after it the memory holds the bytes
         unsafe {
             failed(|| "waiting for a copy".to_owned(), result::event::synchronize(self.event))?;
@@ -309,6 +359,7 @@ impl Ticket for Later<'_> {
 
 impl Drop for Later<'_> {
     fn drop(&mut self) {
+        let _turn = self.cuda.turns.take();
         // SAFETY: the copy is over after the event, whether or not somebody waited before; the memory is taken once
         unsafe {
             let _ = result::event::synchronize(self.event);
@@ -319,7 +370,7 @@ impl Drop for Later<'_> {
     }
 }
 
-struct Graph(Mutex<CudaGraph>);
+struct Graph(Mutex<CudaGraph>, Turns);
 
 // SAFETY: a graph is used by one thread at a time, behind its lock
 unsafe impl Send for Graph {}
@@ -328,6 +379,7 @@ unsafe impl Sync for Graph {}
 
 impl Recorded for Graph {
     unsafe fn replay(&self) -> Result<()> {
+        let _turn = self.1.take();
         let graph = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         failed(|| "replaying what was recorded".to_owned(), graph.launch())
     }
@@ -344,11 +396,13 @@ impl Driver for Cuda {
 
     fn free(&self) -> Result<(usize, usize)> {
         self.bind()?;
+        let _turn = self.turns.take();
         failed(|| "the device's free memory".to_owned(), result::mem_get_info())
     }
 
     fn reserve(&self, bytes: usize) -> Result<Address> {
         self.bind()?;
+        let _turn = self.turns.take();
         // SAFETY: `release` frees it
         let at = unsafe { result::malloc_sync(bytes.max(1)) };
         failed(|| format!("reserving {bytes} bytes on {}", self.name), at).map(Address)
@@ -356,12 +410,14 @@ impl Driver for Cuda {
 
     unsafe fn release(&self, at: Address) -> Result<()> {
         self.wait()?;
+        let _turn = self.turns.take();
         // SAFETY: the caller's promise, and all that was asked for has run
         failed(|| "giving memory back".to_owned(), unsafe { result::free_sync(at.0) })
     }
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         self.bind()?;
+        let _turn = self.turns.take();
         let function = self.function(kernel, launch.shared)?;
         let mut words = [([0u64; STRUCT / 8], 0); 24];
         assert!(args.len() <= words.len(), "BUG: `{kernel}` has {} arguments", args.len());
@@ -378,6 +434,7 @@ impl Driver for Cuda {
 
     unsafe fn product(&self, p: &Product) -> Result<()> {
         self.bind()?;
+        let _turn = self.turns.take();
         let key = Key {
             form: p.form,
             sizes: p.sizes()?,
@@ -387,11 +444,10 @@ impl Driver for Cuda {
             aligned: [p.a.at, p.b.at, p.c.at].map(alignment),
         };
         let mut known = self.known();
-        if !known.plans.contains_key(&key) {
-            let plan = self.plan(key)?;
-            known.plans.insert(key, plan);
-        }
-        let plan = &known.plans[&key];
+        let plan = match known.plans.entry(key) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(key)?),
+        };
         let (scale, add) = (p.scale, f32::from(u8::from(p.add)));
         // SAFETY: the caller's promise; the plan is that of these sizes
         let done = unsafe {
@@ -419,6 +475,7 @@ impl Driver for Cuda {
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         self.bind()?;
+        let _turn = self.turns.take();
         // SAFETY: the caller's promise
         let done = unsafe { result::memset_d8_async(at.0, 0, bytes, self.stream.cu_stream()) };
         failed(|| "clearing memory".to_owned(), done)
@@ -426,6 +483,7 @@ impl Driver for Cuda {
 
     unsafe fn write(&self, to: Address, from: &[u8]) -> Result<()> {
         self.bind()?;
+        let _turn = self.turns.take();
         // SAFETY: the caller's promise; what is not pinned is read before the call returns
         let done = unsafe { result::memcpy_htod_async(to.0, from, self.stream.cu_stream()) };
         failed(|| format!("writing {} bytes to the device", from.len()), done)
@@ -433,14 +491,17 @@ impl Driver for Cuda {
 
     unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()> {
         self.bind()?;
+        let turn = self.turns.take();
         // SAFETY: the caller's promise; nobody looks before the wait
         let done = unsafe { result::memcpy_dtoh_async(to, from.0, self.stream.cu_stream()) };
         failed(|| format!("reading {} bytes from the device", to.len()), done)?;
+        drop(turn);
         self.wait()
     }
 
     unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
         self.bind()?;
+        let _turn = self.turns.take();
         let what = || format!("reading {bytes} bytes from the device");
         let mut known = self.known();
         let memory = match known.pinned.iter().position(|p| p.bytes >= bytes) {
@@ -466,6 +527,7 @@ impl Driver for Cuda {
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.bind()?;
+        let _turn = self.turns.take();
         // SAFETY: the caller's promise
         let done = unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream.cu_stream()) };
         failed(|| "copying on the device".to_owned(), done)
@@ -474,17 +536,20 @@ impl Driver for Cuda {
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
         let what = || "recording a step".to_owned();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        failed(what, self.stream.begin_capture(mode))?;
-        let done = work();
-        // the end of a capture must come, whatever happened in it
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        done?;
-        let Some(graph) = failed(what, graph)? else { bail!("nothing was recorded") };
-        failed(what, graph.upload())?;
-        Ok(Box::new(Graph(Mutex::new(graph))))
+        self.turns.alone(|| {
+            failed(what, self.stream.begin_capture(mode))?;
+            let done = work();
+            // the end of a capture must come, whatever happened in it
+            let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+            done?;
+            let Some(graph) = failed(what, graph)? else { bail!("nothing was recorded") };
+            failed(what, graph.upload())?;
+            Ok(Box::new(Graph(Mutex::new(graph), self.turns.clone())) as Box<dyn Recorded>)
+        })
     }
 
     fn wait(&self) -> Result<()> {
+        let _turn = self.turns.take();
         failed(|| format!("waiting for {}", self.name), self.stream.synchronize())
     }
 }

@@ -65,6 +65,21 @@ impl Shape {
         Shape { config: model.config.clone(), parameters, additions }
     }
 
+    /// The same model with adapters of this rank at all linear layers of its blocks, which alone are trained.
+    pub fn adapted(&self, rank: usize) -> Shape {
+        let mut adapted = Shape { parameters: Vec::new(), ..self.clone() };
+        for (name, shape, _) in &self.parameters {
+            adapted.parameters.push((name.clone(), shape.clone(), false));
+            let layer = name.strip_suffix(".weight").filter(|name| name.starts_with("model.layers."));
+            let (Some(layer), [out, inputs]) = (layer, shape.as_slice()) else { continue };
+            for (factor, shape) in [("lora_A", vec![rank, *inputs]), ("lora_B", vec![*out, rank])] {
+                adapted.parameters.push((format!("{layer}.{factor}.weight"), shape, true));
+            }
+            adapted.additions.push(Addition { layer: layer.to_owned(), scale: 1.0, drops: false });
+        }
+        adapted
+    }
+
     /// All parameters trained, or none.
     pub fn plain(config: &Config, trained: bool) -> Shape {
         let parameters = super::layout::parameters(config, trained);

@@ -53,7 +53,8 @@ impl Plan {
         }
         let Some(plan) = least else { bail!("BUG: a forward of which nothing is kept has no backward") };
         let (name, all) = (device.name(), device.free()?.1);
-        bail!("{plan}, but {name} has {} of {} free{}", gib(free), gib(all), Plan::advice(shape, purpose, free))
+        let advice = Plan::advice(shape, purpose, free);
+        bail!("there is no room for {plan}: {name} has {} of {} free{advice}", gib(free), gib(all))
     }
 
     /// Found by doing, without a device, the work of the largest row and the largest step.
@@ -139,11 +140,8 @@ impl Plan {
         if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
             help.push("a smaller `row_tokens`");
         }
-        let frozen = Shape {
-            parameters: shape.parameters.iter().cloned().map(|p| (p.0, p.1, false)).collect(),
-            ..shape.clone()
-        };
-        if shape.additions.is_empty() && fits(small, &frozen) {
+        let whole = shape.additions.is_empty() && shape.parameters.iter().any(|p| p.2);
+        if whole && fits(small, &shape.adapted(16)) {
             help.push("`lora`");
         }
         match help.is_empty() {
@@ -156,7 +154,7 @@ impl Plan {
 /// Bytes as people read them.
 pub(super) fn gib(bytes: usize) -> String {
     match bytes {
-        0..0x400_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
         _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
     }
 }

@@ -131,7 +131,7 @@ impl Update {
         let (beta1, beta2) = (rule.beta1 as f32, rule.beta2 as f32);
         let power = |beta: f64| (1.0 - beta.powi(number as i32)) as f32;
         let correction = [power(rule.beta1), power(rule.beta2)];
-        let step = Step { rate, number, correction, ..Step::default() };
+        let step = Step { rate, number, correction, bad: NONE, ..Step::default() };
         let (flat, count) = (&weights.flat, Arg::int(self.names.len()));
         let mut out = [0u8; size_of::<Step>()];
         // SAFETY: the arguments are those of the kernels' source, over buffers of the layout

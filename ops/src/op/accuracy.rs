@@ -6,7 +6,7 @@
 //! Invariants: each state is one item of the scores, so that two policies are compared state by state; intervals take the
 //! states as independent of each other.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,10 @@ impl Op for Accuracy {
 
     fn check(&self, p: &Params) -> Vec<Problem> {
         p.prompt.check()
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

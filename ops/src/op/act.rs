@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 
 use super::policy_optimisation::{Params, apart};
 use super::{common, training};
@@ -135,6 +135,10 @@ impl Op for Act {
 
     fn check(&self, p: &Params) -> Vec<Problem> {
         p.check()
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use actloom_engine::event::Level;
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -199,6 +199,10 @@ impl Op for Alternatives {
             problems.push(Problem::new(&["refill"], what).help("raise `temperature`, or leave `refill` out"));
         }
         problems
+    }
+
+    fn resources(&self, p: &Params) -> Resources {
+        Resources { cpu: 1, gpu: u32::from(p.source != Source::Uniform) }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -6,7 +6,7 @@
 //! The reference is the model that training starts from, without adapters; it is asked once, before the first update, so no
 //! second model is in memory. Left out: a reference of another folder, and answers with a reasoning, for pairs have none.
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -199,6 +199,10 @@ impl Op for Dpo {
             problems.push(Problem::new(&["lora", "dropout"], message));
         }
         problems
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -1,6 +1,6 @@
 //! `gpqa`: questions with one right and three wrong options, which are shown in an order of their own.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +118,10 @@ impl Op for Gpqa {
 
     fn check(&self, p: &Params) -> Vec<Problem> {
         exam::check(p.samples, &p.k, &p.instruction, &["{question}", "{options}"])
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

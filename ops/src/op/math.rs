@@ -1,6 +1,6 @@
 //! `math`: questions whose answers are mathematics, the last box of a reply compared with the reference.
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,10 @@ impl Op for Math {
 
     fn check(&self, p: &Params) -> Vec<Problem> {
         exam::check(p.samples, &p.k, &p.instruction, &["{question}"])
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -390,7 +390,7 @@ impl Op for Pretrain {
     }
 
     fn resources(&self, _: &Params) -> Resources {
-        Resources { cpu: 2, gpu: 0 }
+        Resources { cpu: 2, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

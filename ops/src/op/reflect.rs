@@ -15,7 +15,7 @@
 
 use std::borrow::Cow;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -377,6 +377,10 @@ impl Op for Reflect {
             }
         }
         problems
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -188,6 +188,10 @@ impl Op for Rl {
             problems.push(Problem::new(&["advantage"], what));
         }
         problems
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

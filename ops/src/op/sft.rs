@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use camino::Utf8Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -292,6 +292,10 @@ impl Op for Sft {
         let mut problems = p.prompt.check();
         problems.extend(check_amount(p.epochs, p.updates));
         problems
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {

@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
-use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem};
+use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -227,6 +227,10 @@ impl Op for WorldModel {
             problems.push(Problem::new(&["prompt", "texts", "turn"], message).help("write `{observation}` once"));
         }
         problems
+    }
+
+    fn resources(&self, _: &Params) -> Resources {
+        Resources { cpu: 1, gpu: 1 }
     }
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
