@@ -274,7 +274,7 @@ impl Versioned for Pair {
         if self.shown.iter().any(|action| action.trim().is_empty()) {
             return Err("an action of `shown` is empty, expected two actions".to_owned());
         }
-        if self.shown[0] == self.shown[1] {
+        if self.shown[0].trim() == self.shown[1].trim() {
             return Err(format!("both of `shown` are `{}`, expected two different actions", self.shown[0]));
         }
         Ok(())

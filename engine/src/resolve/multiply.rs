@@ -51,7 +51,9 @@ impl Variant {
             _ => false,
         };
         // what is wrong at an input is said already
-        let sound = |v: &Variant| v.fed.iter().all(|fed| fed.refs.items.iter().all(|(_, item)| item.is_sound()));
+        let sound = |v: &Variant| {
+            v.fed.iter().all(|fed| fed.refs.pure && fed.refs.items.iter().all(|(_, item)| item.is_sound()))
+        };
         let picks = |v: &Variant| v.fed.iter().map(|fed| (fed.key, fed.picks.clone())).collect::<Vec<_>>();
         typed
             && sound(self)

@@ -73,6 +73,10 @@ impl Questions for Critics {
         answer.and_then(|answer| self.prompt.choice(answer)).is_some_and(|said| !said.is_empty())
     }
 
+    fn knows(&self, index: usize) -> bool {
+        self.prompt.choosing() == Choosing::Index || !self.pairs[index].actions.is_empty()
+    }
+
     fn parts(&self, _index: usize, answer: Option<&str>, outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         self.reward.parts(outcome, self.formed(answer))
     }

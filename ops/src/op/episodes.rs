@@ -104,6 +104,11 @@ impl Settings {
                         with `actions = \"all\"` in `prompt` it is shown what is";
             problems.push(Problem::new(&["decoding"], what).help(help));
         }
+        let Returns { success, score, earned, invalid, malformed, turn } = self.reward;
+        if [success, score, earned, invalid, malformed, turn].iter().all(|part| *part == 0.0) {
+            let what = "every part is 0, so that no episode is better than another";
+            problems.push(Problem::new(&["reward"], what).help("give `success` or `score` a value"));
+        }
         if self.equal == Equal::Actions && self.actions != Record::Always {
             let what = "states are told apart by their admissible actions, which are not always asked for";
             problems.push(Problem::new(&["equal"], what).help("write `actions = \"always\"`"));
@@ -283,7 +288,17 @@ impl Episodes {
         let outcome = Outcome { reward, correct: episode.success, malformed: malformed > 0, position: None };
         let (parts, facts) = (episodes::totals(episode, &self.reward), told(episode));
         let (samples, truncated) = (seat.samples, seat.truncated);
-        Ok(Attempt { outcome, samples, steps, truncated, malformed, impossible: 0, parts, facts })
+        Ok(Attempt {
+            outcome,
+            samples,
+            steps,
+            truncated,
+            malformed,
+            formless: malformed - truncated.min(malformed),
+            impossible: 0,
+            parts,
+            facts,
+        })
     }
 }
 

@@ -119,6 +119,10 @@ impl Questions for States {
         self.said(answer).is_some()
     }
 
+    fn knows(&self, index: usize) -> bool {
+        !self.answers[index].1.is_empty()
+    }
+
     fn parts(&self, _index: usize, answer: Option<&str>, outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         self.reward.parts(outcome, self.said(answer).is_some())
     }

@@ -92,8 +92,9 @@ impl Reward {
 
     /// What is wrong with it: that it cannot tell answers apart.
     pub fn check(&self) -> Vec<Problem> {
-        let Reward { correct, admissible, malformed, format, .. } = *self;
-        let flat = correct == admissible && correct == malformed && format.is_none_or(|f| f == malformed);
+        let Reward { correct, admissible, malformed, format, length, .. } = *self;
+        let flat =
+            length == 0.0 && correct == admissible && correct == malformed && format.is_none_or(|f| f == malformed);
         if !flat || self.composition == Composition::Sum && correct != 0.0 {
             return Vec::new();
         }

@@ -85,6 +85,7 @@ pub struct Sums {
     pub responses: f64,
     pub truncated: f64,
     pub malformed: f64,
+    pub formless: f64,
     pub impossible: f64,
     pub tokens: usize,
     /// Of all tokens, in nats: minus the log-probabilities they were sampled with.
@@ -112,6 +113,7 @@ impl Sums {
             self.responses += attempt.samples.len() as f64;
             self.truncated += attempt.truncated as f64;
             self.malformed += attempt.malformed as f64;
+            self.formless += attempt.formless as f64;
             self.impossible += attempt.impossible as f64;
             self.surprise -= attempt.samples.iter().flat_map(|s| &s.sampling).map(|l| f64::from(*l)).sum::<f64>();
             self.tokens += attempt.samples.iter().map(|s| s.ids.len()).sum::<usize>();
@@ -147,6 +149,7 @@ impl Sums {
             right: self.accuracy(),
             truncated: self.truncated / self.responses.max(1.0),
             malformed: self.malformed / self.responses.max(1.0),
+            formless: self.formless / self.responses.max(1.0),
             impossible: self.impossible / self.responses.max(1.0),
             positions: self.positions,
             entropy: self.entropy(),

@@ -34,7 +34,9 @@ pub struct Attempt {
     pub truncated: usize,
     /// Responses that are malformed: neither right nor possible; of an episode: that say no action.
     pub malformed: usize,
-    /// Responses that are malformed though they have the form that was asked for.
+    /// Malformed responses that ended and do not have the form that was asked for.
+    pub formless: usize,
+    /// Malformed responses that have it and say an action that is known not to be possible.
     pub impossible: usize,
     /// Parts of the reward by name, for the report.
     pub parts: BTreeMap<&'static str, f64>,
@@ -124,6 +126,9 @@ pub trait Questions {
     /// Whether an answer has the form that was asked for, whatever it says.
     fn formed(&self, text: Option<&str>) -> bool;
 
+    /// Whether it is known what is possible at question `index`.
+    fn knows(&self, index: usize) -> bool;
+
     /// What each part of the reward added to the outcome of an answer, for the report.
     fn parts(&self, _index: usize, _text: Option<&str>, _outcome: &Outcome) -> BTreeMap<&'static str, f64> {
         BTreeMap::new()
@@ -185,7 +190,8 @@ impl<Q: Questions> Source for Asked<Q> {
                     }],
                     truncated: usize::from(!ended),
                     malformed: usize::from(outcome.malformed),
-                    impossible: usize::from(outcome.malformed && self.0.formed(answer)),
+                    formless: usize::from(outcome.malformed && ended && !self.0.formed(answer)),
+                    impossible: usize::from(outcome.malformed && self.0.formed(answer) && self.0.knows(*index)),
                     ..Attempt::default()
                 });
             }

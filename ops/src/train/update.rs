@@ -145,12 +145,12 @@ fn not_finite(groups: &[Group], (g, s): Member, token: usize, what: &str, value:
     let (group, position) = (&groups[g], token + 1);
     OpError::with_help(
         format!(
-            "{what} of token {position} of response {} of {} to question {} is {value}, expected a finite number",
+            "{what} of token {position} of response {} of {} to question {} is {value:e}, expected a number that float32 holds",
             s + 1,
             group.samples.len(),
             group.question
         ),
-        "lower the learning rate, or set `clip_high` or `delta`; the weights before this update were kept",
+        "lower the learning rate, `kl` if there is one, or set `clip_high` or `delta`; the weights before this update were kept",
     )
 }
 

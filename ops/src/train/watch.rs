@@ -21,7 +21,7 @@ const BIAS: f64 = 0.3;
 const COLLAPSED: f64 = 0.1;
 const MASTERED: f64 = 0.95;
 
-/// What a batch looked like; shares are of attempts but for `truncated`, `malformed` and `impossible`, of responses.
+/// What a batch looked like; shares are of attempts but for `truncated`, `malformed`, `formless` and `impossible`, of responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seen {
     /// Share of groups whose rewards are all equal.
@@ -31,7 +31,9 @@ pub struct Seen {
     pub right: f64,
     pub truncated: f64,
     pub malformed: f64,
-    /// Responses that are malformed though they have the form that was asked for.
+    /// Malformed responses that ended and do not have the form that was asked for.
+    pub formless: f64,
+    /// Malformed responses that have it and say an action that is known not to be possible.
     pub impossible: f64,
     /// For questions whose right answer stood first, second: attempts, and how many were right.
     pub positions: [(f64, f64); 2],
@@ -105,9 +107,8 @@ impl Watch {
             found.push(("truncated", what + ", or punish length with `overlong`"));
         }
         // 3. format; what ran out of tokens is malformed for that reason
-        let formless = seen.malformed - seen.truncated - seen.impossible;
-        if formless > 0.5 {
-            let share = percent(formless);
+        if seen.formless > 0.5 {
+            let share = percent(seen.formless);
             found.push((
                 "malformed",
                 format!(
@@ -221,8 +222,9 @@ mod tests {
             ["truncation"],
             "one in a hundred has no form"
         );
-        assert_eq!(said(1, Seen { malformed: 0.6, ..fine() }), ["format collapse"]);
+        assert_eq!(said(1, Seen { malformed: 0.6, formless: 0.6, ..fine() }), ["format collapse"]);
         assert_eq!(said(1, Seen { malformed: 0.6, impossible: 0.6, ..fine() }), ["no possible action"]);
+        assert_eq!(said(1, Seen { malformed: 0.6, ..fine() }), [""; 0], "nobody knows what is possible");
         assert_eq!(said(5, Seen { positions: [(20.0, 19.0), (20.0, 4.0)], ..fine() }), ["position bias"]);
         assert_eq!(said(1, Seen { positions: [(20.0, 19.0), (20.0, 4.0)], ..fine() }), [""; 0], "too few answers");
         assert_eq!(said(50, Seen { positions: [(20.0, 19.0), (0.0, 0.0)], ..fine() }), [""; 0], "one position alone");
@@ -234,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_warning_is_not_repeated_for_a_while_and_a_resumed_watch_says_the_same() {
-        let bad = Seen { malformed: 0.9, ..fine() };
+        let bad = Seen { malformed: 0.9, formless: 0.9, ..fine() };
         assert_eq!(said(QUIET, bad).len(), 1);
         assert_eq!(said(QUIET + 1, bad).len(), 2);
         let (mut whole, mut parts) = (Watch::default(), Watch::default());
