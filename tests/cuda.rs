@@ -199,7 +199,12 @@ fn every_op_runs_on_a_device_with_the_processors_numbers_and_twice_with_the_same
         place.verify_is_clean();
     }
     let [first, second] = places;
-    assert_eq!(first.ids(), second.ids(), "a second run, with steps side by side, made something else");
+    assert_eq!(first.ids(), second.ids(), "a second run made something else");
+    // One records decoding steps while others train on the same stream.
+    let beside = ["drawn", "full", "lora", "--gpus", "3", "--jobs", "3"];
+    let again = ["--force", "drawn", "--force", "full", "--force", "lora"];
+    cuda.ok(&second, &[&recipe("cuda")[..], &beside, &again].concat(), &[]);
+    assert_eq!(first.ids(), second.ids(), "steps side by side made something else");
 
     for step in TRAINED {
         let (got, want) = (metrics(&first, step), metrics(&cpu, step));

@@ -157,6 +157,17 @@ fn a_step_that_wants_a_gpu_which_the_run_has_not_is_refused_before_anything_star
 }
 
 #[test]
+fn where_no_gpu_was_found_no_step_occupies_one() {
+    let home = home();
+    let graph =
+        graph().step("a", &concat(), json!({}), &[]).with(|node| node.resources = Resources { cpu: 1, gpu: 1 }).done();
+    let plan = plan(&graph, &on(DeviceRequest::Auto), &home.store).unwrap();
+    let options = RunOptions { slots: Resources { cpu: 1, gpu: 0 }, keep_going: true };
+    let ran = run(&graph, &plan, &home.store, &mut Memory::default(), &Stop::new(), &options);
+    assert!(ran.unwrap().is_complete());
+}
+
+#[test]
 fn two_runs_over_one_store_run_each_step_once() {
     let home = home();
     let count = Arc::new(AtomicUsize::new(0));
