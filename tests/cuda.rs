@@ -227,6 +227,42 @@ fn every_op_runs_on_a_device_with_the_processors_numbers_and_twice_with_the_same
     }
 }
 
+#[test]
+fn algorithms_of_products_are_tried_once_and_kept_in_a_file_for_every_other_run() {
+    let Some(cuda) = cuda() else { return };
+    let (first, second, third) = (every_op(), every_op(), every_op());
+    let file = first.path("products.json");
+    let run = |place: &Place, told: &[(&str, &str)]| -> u64 {
+        let report = place.path("report.json");
+        let report = [("EMULATED_CUDA_REPORT", report.to_str().unwrap())];
+        let args = ["run", "every_op.toml", "full", "--device", "cuda", "--no-out"];
+        cuda.ok(place, &args, &[&report[..], told].concat());
+        let counts: Value = serde_json::from_str(&place.read("report.json")).unwrap();
+        counts["products"].as_u64().unwrap()
+    };
+    let kept = [("ACTLOOM_PRODUCTS", file.to_str().unwrap())];
+    let tried = run(&first, &kept);
+    let choices: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let products = choices["products"].as_object().unwrap();
+    assert!(products.len() > 8 && choices["device"] == "emulated device", "{choices:#}");
+    // The driver says that its second advice is the fastest.
+    assert!(products.values().all(|algorithm| algorithm[7] == 1), "{choices:#}");
+    let known = run(&second, &kept);
+    let advised = run(&third, &[]);
+    assert!(tried > known + 8 && known == advised, "{tried}, {known} and {advised} products");
+    assert_eq!(first.ids()["full"], second.ids()["full"]);
+    assert_eq!(first.ids()["full"], third.ids()["full"], "trying left something behind");
+    // What was chosen for another device is not taken here.
+    let other = std::fs::read_to_string(&file).unwrap().replace("emulated device", "another");
+    std::fs::write(&file, other).unwrap();
+    let ran = cuda.run(&third, &["device", "show", "--device", "cuda"], &kept);
+    assert!(
+        ran.code != Some(0) && ran.stderr.contains("has choices for another and cuBLASLt 130001"),
+        "{}",
+        ran.stderr
+    );
+}
+
 // --- what is asked of a device ---------------------------------------------------------------------------------------
 
 /// (of 20 updates, of 200) with a model of so many layers.

@@ -64,6 +64,7 @@ struct State {
     std::vector<std::function<int()>> *recording = nullptr;
     std::thread::id recorder;
     std::string complaint;
+    double clock = 0;
 
     State() {
         const char *mode = getenv("EMULATED_CUDA"), *bytes = getenv("EMULATED_CUDA_MEMORY");
@@ -219,12 +220,15 @@ int cuStreamCreate(void **stream, unsigned) { return *stream = reinterpret_cast<
 int cuStreamDestroy_v2(void *) { return OK; }
 int cuStreamSynchronize(void *) { STATE s.counts.waits++; return s.host("waiting for the stream"); }
 int cuStreamWaitEvent(void *, void *, unsigned) { return OK; }
-int cuEventCreate(void **event, unsigned) { STATE s.counts.events++; return *event = reinterpret_cast<void *>(64), OK; }
-int cuEventRecord(void *, void *) { STATE return s.host("an event of the host"); }
+// Events know the time: a product takes 2, and 1 by the second algorithm that is advised.
+int cuEventCreate(void **event, unsigned) { STATE s.counts.events++; return *event = new double(0), OK; }
+int cuEventRecord(void *event, void *) { STATE *static_cast<double *>(event) = s.clock; return s.host("an event of the host"); }
 int cuEventSynchronize(void *) { STATE return s.host("waiting for an event"); }
 int cuEventQuery(void *) { return OK; }
-int cuEventElapsedTime_v2(float *ms, void *, void *) { return *ms = 1, OK; }
-int cuEventDestroy_v2(void *) { STATE s.counts.events--; return OK; }
+int cuEventElapsedTime_v2(float *ms, void *from, void *to) {
+    return *ms = float(*static_cast<double *>(to) - *static_cast<double *>(from)), OK;
+}
+int cuEventDestroy_v2(void *event) { STATE s.counts.events--; return delete static_cast<double *>(event), OK; }
 
 // --- memory
 
@@ -339,6 +343,7 @@ int cuGraphDestroy(void *graph) { return delete static_cast<Graph *>(graph), OK;
 
 // --- products
 
+size_t cublasLtGetVersion() { return 130001; }
 int cublasLtCreate(void **handle) { return *handle = reinterpret_cast<void *>(80), LT_OK; }
 int cublasLtDestroy(void *) { return LT_OK; }
 int cublasLtMatrixLayoutCreate(void **layout, int type, unsigned long long rows, unsigned long long columns, long long stride) {
@@ -391,10 +396,14 @@ int cublasLtMatmulAlgoGetHeuristic(void *, void *product, void *a, void *b, void
     if (wanted < 1 || c != d || inner != inner_b || rows != ld->rows || columns != ld->columns || la->type != 14 || lb->type != 14)
         return s.refuse(LT_INVALID, "matrices that do not fit together");
     auto *p = static_cast<Preference *>(preference);
-    *out = {};
-    for (int i = 0; i < 4; i++) out->algorithm.data[i] = p->aligned[i];
+    *found = std::min(wanted, 3);
+    for (int which = 0; which < *found; which++) {
+        out[which] = {};
+        for (int i = 0; i < 4; i++) out[which].algorithm.data[i] = p->aligned[i];
+        out[which].algorithm.data[7] = which;
+    }
     s.counts.plans++;
-    return *found = 1, LT_OK;
+    return LT_OK;
 }
 int cublasLtMatmul(void *, void *product, const float *alpha, Address a, void *la, Address b, void *lb, const float *beta, Address c, void *lc,
                    Address d, void *ld, const Algorithm *algorithm, void *, size_t, void *) {
@@ -408,6 +417,7 @@ int cublasLtMatmul(void *, void *product, const float *alpha, Address a, void *l
     for (int i = 0; i < 4; i++)
         if (at[i] % algorithm->data[i]) return s.refuse(LT_INVALID, "a matrix that is less aligned than its plan says");
     float x = *alpha, y = *beta;
+    s.clock += algorithm->data[7] == 1 ? 1 : 2;
     return s.ask([=, &s] {
         if (s.computes) multiply(m, at_a, at_b, at_d, x, y, a, b, d);
         return LT_OK;

@@ -21,10 +21,16 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, s
 use candle_core::{CudaDevice, Device, Result, bail};
 
 use super::driver::{Address, Arg, Driver, Element, Form, Launch, Product, Recorded, STRUCT, Ticket};
+use super::products::Choices;
 
 /// The kernels, one image for each source: code for the architectures that `build.rs` names, and PTX for later ones.
 const IMAGES: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// Algorithms that are asked for, and runs by which one is timed.
+const ADVICE: usize = 8;
+const TRIES: usize = 5;
+/// The variable that names a file of choices; see [`super::products`].
+const CHOICES: &str = "ACTLOOM_PRODUCTS";
 /// Bytes that products may use to work in. NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Static and dynamic shared memory up to this needs no permission.
@@ -56,13 +62,23 @@ struct Key {
     aligned: [u32; 3],
 }
 
+impl Key {
+    /// As a file names it.
+    fn name(&self) -> String {
+        let Key { form, sizes: (m, n, k), strides: (a, b, c), out, add, aligned: [x, y, z] } = self;
+        let add = if *add { " added" } else { "" };
+        format!("{form:?} {m}x{n}x{k}, rows {a} {b} {c} apart, aligned {x} {y} {z}, {out:?}{add}")
+    }
+}
+
 struct Plan {
     product: lts::cublasLtMatmulDesc_t,
     /// In cuBLAS's order, which is column-major: the second factor first.
     first: lts::cublasLtMatrixLayout_t,
     second: lts::cublasLtMatrixLayout_t,
     out: lts::cublasLtMatrixLayout_t,
-    algorithm: lts::cublasLtMatmulAlgo_t,
+    /// The first is taken; the others stand in cuBLASLt's order, until they are tried.
+    algorithms: Vec<lts::cublasLtMatmulAlgo_t>,
 }
 
 impl Drop for Plan {
@@ -83,6 +99,8 @@ struct Known {
     plans: HashMap<Key, Plan>,
     /// Pinned memory that no ticket holds.
     pinned: Vec<Pinned>,
+    /// Algorithms that another run takes too, where somebody asked for that.
+    choices: Option<Choices>,
 }
 
 /// The device.
@@ -195,6 +213,10 @@ impl Cuda {
         let workspace = failed(|| "memory for products".to_owned(), unsafe { result::malloc_sync(WORKSPACE) })?;
         let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = failed(|| "the device's size".to_owned(), context.attribute(attribute))? as usize;
+        // SAFETY: a number
+        let version = unsafe { lts::cublasLtGetVersion() } as u64;
+        let file = std::env::var_os(CHOICES).filter(|path| !path.is_empty());
+        let choices = file.map(|path| Choices::open(path.into(), &name, version)).transpose()?;
         let name = format!("{name} (cuda:{ordinal}, compute capability {major}.{minor})");
         Ok(Cuda {
             name,
@@ -204,7 +226,7 @@ impl Cuda {
             modules,
             lt,
             workspace,
-            known: Mutex::default(),
+            known: Mutex::new(Known { choices, ..Known::default() }),
             turns: Turns::default(),
         })
     }
@@ -292,10 +314,125 @@ impl Cuda {
             for (attribute, value, bytes) in settings {
                 failed(what, lt::set_matmul_pref_attribute(preference, attribute, value, bytes))?;
             }
-            let found = lt::get_matmul_algo_heuristic(self.lt, product, first, second, out, out, preference);
+            // what the library advises, the best first
+            let mut found: [lts::cublasLtMatmulHeuristicResult_t; ADVICE] = std::mem::zeroed();
+            let mut count = 0;
+            let of = (first, second, out);
+            let (advice, wanted) = (found.as_mut_ptr(), ADVICE as i32);
+            let asked = lts::cublasLtMatmulAlgoGetHeuristic(
+                self.lt,
+                product,
+                of.0,
+                of.1,
+                of.2,
+                of.2,
+                preference,
+                wanted,
+                advice,
+                &raw mut count,
+            );
             failed(what, lt::destroy_matmul_pref(preference))?;
-            Ok(Plan { product, first, second, out, algorithm: failed(what, found)?.algo })
+            failed(what, asked.result())?;
+            let fine = |r: &&lts::cublasLtMatmulHeuristicResult_t| r.state.result().is_ok();
+            let algorithms: Vec<_> = found.iter().take(count as usize).filter(fine).map(|r| r.algo).collect();
+            if algorithms.is_empty() {
+                bail!("cuBLASLt has no algorithm for the product {key:?}");
+            }
+            Ok(Plan { product, first, second, out, algorithms })
         }
+    }
+
+    /// Runs a product by one of its plan's algorithms.
+    ///
+    /// # Safety
+    /// As [`Driver::product`].
+    unsafe fn multiply(&self, p: &Product, plan: &Plan, algorithm: usize) -> Result<()> {
+        let (scale, add) = (p.scale, f32::from(u8::from(p.add)));
+        // SAFETY: the caller's promise; the plan is that of these sizes
+        let done = unsafe {
+            lt::matmul(
+                self.lt,
+                plan.product,
+                (&raw const scale).cast(),
+                (&raw const add).cast(),
+                p.b.at.0 as *const c_void,
+                plan.first,
+                p.a.at.0 as *const c_void,
+                plan.second,
+                p.c.at.0 as *const c_void,
+                plan.out,
+                p.c.at.0 as *mut c_void,
+                plan.out,
+                &raw const plan.algorithms[algorithm],
+                self.workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cu_stream().cast(),
+            )
+        };
+        failed(|| format!("the product {p:?}"), done)
+    }
+
+    /// The algorithm of a product's plan that is fastest here; what the product adds to is as it was.
+    ///
+    /// # Safety
+    /// As [`Driver::product`].
+    unsafe fn fastest(&self, p: &Product, plan: &Plan) -> Result<usize> {
+        let (what, stream) = (|| format!("timing the product {p:?}"), self.stream.cu_stream());
+        let mut before = vec![0u8; p.c.bytes()];
+        // SAFETY: the caller's promise; events are destroyed once
+        unsafe {
+            failed(what, result::memcpy_dtoh_async(&mut before, p.c.at.0, stream))?;
+            failed(what, self.stream.synchronize())?;
+            let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+            let (begin, end) =
+                (failed(what, result::event::create(flags))?, failed(what, result::event::create(flags))?);
+            let mut best = (f32::INFINITY, 0);
+            for algorithm in 0..plan.algorithms.len() {
+                // the first run is no measurement; one that fails is none either
+                let mut run = || -> Result<f32> {
+                    self.multiply(p, plan, algorithm)?;
+                    failed(what, result::event::record(begin, stream))?;
+                    (0..TRIES).try_for_each(|_| self.multiply(p, plan, algorithm))?;
+                    failed(what, result::event::record(end, stream))?;
+                    failed(what, result::event::synchronize(end))?;
+                    failed(what, result::event::elapsed(begin, end))
+                };
+                if let Ok(ms) = run()
+                    && ms < best.0
+                {
+                    best = (ms, algorithm);
+                }
+            }
+            let destroyed = [begin, end].map(|event| result::event::destroy(event));
+            failed(what, result::memcpy_htod_async(p.c.at.0, &before, stream))?;
+            failed(what, self.stream.synchronize())?;
+            destroyed.into_iter().try_for_each(|done| failed(what, done))?;
+            Ok(best.1)
+        }
+    }
+
+    /// A plan whose first algorithm is the one to take: the one that was kept, or the fastest, which is kept then. Where nothing is
+    /// kept, cuBLASLt's first advice.
+    ///
+    /// # Safety
+    /// As [`Driver::product`].
+    unsafe fn chosen(&self, p: &Product, key: Key, choices: Option<&mut Choices>) -> Result<Plan> {
+        let mut plan = self.plan(key)?;
+        let Some(choices) = choices else { return Ok(plan) };
+        let name = key.name();
+        match choices.get(&name) {
+            Some(data) => plan.algorithms[0].data = data,
+            // while something is recorded nothing can be timed
+            None if RECORDS.get() => {}
+            None => {
+                // SAFETY: the caller's promise
+                let fastest = unsafe { self.fastest(p, &plan)? };
+                plan.algorithms.swap(0, fastest);
+                choices.keep(name, plan.algorithms[0].data)?;
+            }
+        }
+        plan.algorithms.truncate(1);
+        Ok(plan)
     }
 }
 
@@ -444,33 +581,14 @@ impl Driver for Cuda {
             aligned: [p.a.at, p.b.at, p.c.at].map(alignment),
         };
         let mut known = self.known();
-        let plan = match known.plans.entry(key) {
+        let Known { plans, choices, .. } = &mut *known;
+        let plan = match plans.entry(key) {
             Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(place) => place.insert(self.plan(key)?),
+            // SAFETY: the caller's promise
+            Entry::Vacant(place) => place.insert(unsafe { self.chosen(p, key, choices.as_mut())? }),
         };
-        let (scale, add) = (p.scale, f32::from(u8::from(p.add)));
-        // SAFETY: the caller's promise; the plan is that of these sizes
-        let done = unsafe {
-            lt::matmul(
-                self.lt,
-                plan.product,
-                (&raw const scale).cast(),
-                (&raw const add).cast(),
-                p.b.at.0 as *const c_void,
-                plan.first,
-                p.a.at.0 as *const c_void,
-                plan.second,
-                p.c.at.0 as *const c_void,
-                plan.out,
-                p.c.at.0 as *mut c_void,
-                plan.out,
-                &raw const plan.algorithm,
-                self.workspace as *mut c_void,
-                WORKSPACE,
-                self.stream.cu_stream().cast(),
-            )
-        };
-        failed(|| format!("the product {key:?}"), done)
+        // SAFETY: the caller's promise
+        unsafe { self.multiply(p, plan, 0) }
     }
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {

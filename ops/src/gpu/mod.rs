@@ -23,6 +23,7 @@ pub mod memory;
 pub mod pages;
 pub mod parts;
 pub mod plan;
+pub mod products;
 pub mod reference;
 pub mod sample;
 pub mod tape;
