@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::axis::label_at;
 use super::check::at;
 use super::define::{OpInfo, StepDef};
-use super::multiply::{Fed, Item, Pick, Row, Variant};
+use super::multiply::{Fed, Item, Occupied, Pick, Row, Variant};
 use super::params::{self, Typed, parameter_names};
 use super::reference::Reference;
 use super::scope::{AxisDefs, Scope};
@@ -80,7 +80,7 @@ impl Resolver<'_, '_> {
                 typed,
                 fed: row.fed,
                 pin_device: false,
-                resources: None,
+                resources: Occupied::default(),
             };
             for (name, value) in settings {
                 self.setting(step, name, &value, &mut variant);
@@ -144,7 +144,11 @@ impl Resolver<'_, '_> {
             _ => {
                 let (resources, found) = params::resources(step, value);
                 found.into_iter().for_each(|d| self.report(d));
-                variant.resources = resources;
+                let said = |name: &str| matches!(&value.data, Data::Table(t) if t.get(name).is_some());
+                variant.resources = match resources {
+                    Some(r) => Occupied { cpu: said("cpu").then_some(r.cpu), gpu: said("gpu").then_some(r.gpu) },
+                    None => Occupied::default(),
+                };
             }
         }
     }
@@ -357,6 +361,7 @@ fn kinds(port: &InputPort) -> String {
 impl Variant {
     /// Cores and GPUs, as the recipe or else the op says.
     pub(super) fn needs(&self, info: &OpInfo, params: &serde_json::Value) -> Resources {
-        self.resources.unwrap_or_else(|| info.op.resources(params))
+        let (own, said) = (info.op.resources(params), self.resources);
+        Resources { cpu: said.cpu.unwrap_or(own.cpu), gpu: said.gpu.unwrap_or(own.gpu) }
     }
 }

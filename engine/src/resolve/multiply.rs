@@ -21,7 +21,6 @@ use super::scope::{AxisDefs, Miss, Scope, within};
 use super::{MOST_EDGES, MOST_VARIANTS, Resolver};
 use crate::diagnostic::{Diagnostic, listed, nearest};
 use crate::graph::Outside;
-use crate::op::Resources;
 use crate::recipe::{Data, Value};
 use crate::source::Sources;
 
@@ -39,7 +38,7 @@ pub(super) struct Variant {
     pub fed: Vec<Fed>,
     pub seed: u64,
     pub pin_device: bool,
-    pub resources: Option<Resources>,
+    pub resources: Occupied,
 }
 
 impl Variant {
@@ -106,6 +105,13 @@ impl Item {
     pub(super) fn is_sound(&self) -> bool {
         matches!(self, Item::Step(_) | Item::Outside(_))
     }
+}
+
+/// What a recipe says that a step occupies; the rest is the op's.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) struct Occupied {
+    pub cpu: Option<u32>,
+    pub gpu: Option<u32>,
 }
 
 /// A variant in the making.

@@ -389,7 +389,7 @@ impl Cuda {
             let mut best = (f32::INFINITY, 0);
             for algorithm in 0..plan.algorithms.len() {
                 // the first run is no measurement; one that fails is none either
-                let mut run = || -> Result<f32> {
+                let run = || -> Result<f32> {
                     self.multiply(p, plan, algorithm)?;
                     failed(what, result::event::record(begin, stream))?;
                     (0..TRIES).try_for_each(|_| self.multiply(p, plan, algorithm))?;
