@@ -342,6 +342,19 @@ fn settings_reach_the_node() {
 }
 
 #[test]
+fn what_a_recipe_does_not_say_of_resources_is_what_the_op_says() {
+    let of = |step: &str, resources: &str| {
+        let text = format!("name = \"r\"\n[step.s]\nop = \"{step}\"\n{resources}\n");
+        let graph = graph(&text, &Overrides::default());
+        let resources = node(&graph, "s").resources;
+        (resources.cpu, resources.gpu)
+    };
+    let own = of("demos", "");
+    assert_eq!(of("demos", "resources = { cpu = 3 }"), (3, own.1));
+    assert_eq!(of("demos", "resources = { gpu = 2 }"), (own.0, 2));
+}
+
+#[test]
 fn ancestors_descendants_and_selections_are_found() {
     let graph = graph(TABLE1, &Overrides::default());
     let chosen = |name: &str| select(&graph, &[name.to_owned()]);
