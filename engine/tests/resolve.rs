@@ -344,7 +344,7 @@ fn settings_reach_the_node() {
 #[test]
 fn what_a_recipe_does_not_say_of_resources_is_what_the_op_says() {
     let of = |step: &str, resources: &str| {
-        let text = format!("name = \"r\"\n[step.s]\nop = \"{step}\"\n{resources}\n");
+        let text = format!("name = \"r\"\n[step.s]\nop = \"{step}\"\ncount = 3\n{resources}\n");
         let graph = graph(&text, &Overrides::default());
         let resources = node(&graph, "s").resources;
         (resources.cpu, resources.gpu)
