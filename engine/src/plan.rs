@@ -207,6 +207,9 @@ pub fn plan(graph: &Graph, goal: &Goal, store: &Store) -> Result<Plan, PlanError
     Ok(Plan { recipe: graph.name.clone(), device: goal.device, counts, steps, paths })
 }
 
+/// In place of a label: every one of the axis.
+const EVERY: &str = "*";
+
 /// The nodes that names mean: `step` is every variant, `step[axis=label,...]` those with these labels, as a recipe refers to them. A
 /// leading `@` is ignored.
 ///
@@ -217,16 +220,21 @@ pub fn select(graph: &Graph, names: &[String]) -> Result<Vec<NodeIndex>, PlanErr
     for name in names {
         let wanted = reference::parse(&format!("@{}", name.trim_start_matches('@'))).ok();
         let (step, labels) = match &wanted {
-            Some(wanted) if wanted.port.is_none() => (wanted.step.as_str(), wanted.fixed.as_slice()),
-            _ => (name.as_str(), &[][..]),
+            Some(wanted) if wanted.port.is_none() => {
+                let all = wanted.collected.iter().map(|axis| (axis.clone(), EVERY.to_owned()));
+                (wanted.step.as_str(), wanted.fixed.iter().cloned().chain(all).collect())
+            }
+            _ => (name.as_str(), Vec::new()),
         };
         let before = selected.len();
         selected.extend(graph.nodes.node_indices().filter(|&index| {
             let node = &graph.nodes[index];
-            node.step == step && labels.iter().all(|(axis, label)| node.labels.get(axis) == Some(label))
+            let fits = |has: &String, label: &String| has == label || label == EVERY;
+            node.step == step
+                && labels.iter().all(|(axis, label)| node.labels.get(axis).is_some_and(|has| fits(has, label)))
         }));
         if selected.len() == before && graph.nodes.node_weights().any(|node| node.step == step) {
-            return Err(no_variant(graph, step, labels));
+            return Err(no_variant(graph, step, &labels));
         }
         if selected.len() == before {
             let displays: Vec<String> = graph.nodes.node_weights().map(Node::display).collect();
@@ -259,7 +267,7 @@ fn no_variant(graph: &Graph, step: &str, labels: &[(String, String)]) -> PlanErr
                 there.push(has);
             }
         }
-        if !there.contains(&label.as_str()) {
+        if label != EVERY && !there.contains(&label.as_str()) {
             let message = format!("axis `{axis}` of step `{step}` has no label `{label}`");
             let help = match nearest(label, there.iter().copied()) {
                 Some(near) if there.len() > 6 => format!("there is a label `{near}`"),

@@ -372,6 +372,9 @@ fn ancestors_descendants_and_selections_are_found() {
     let error = |name: &str| format!("{:?}", chosen(name).unwrap_err());
     assert!(error("play[row=IL w/ CAT]").contains("`IL w/ ACT`"));
     assert!(error("act[start=x]").contains("no axis `start`"));
+    assert!(error("act[start=*]").contains("no axis `start`"));
+    assert_eq!(chosen("act[seed=*]").unwrap(), chosen("act").unwrap());
+    assert_eq!(chosen("act[*]").unwrap(), chosen("act").unwrap());
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! 2. `train` is forward, head and backward of one packed row; gradients add up until `update` takes them.
 //! 3. `score` and `logits` are forwards that keep nothing.
 //!
-//! Invariants: after `new` nothing is reserved, but for a row longer than any before, for which all is planned again; a pass leaves the arena as it found it, whatever becomes of it; a model's tensors on
-//! the host are as old as the last `read_back`.
+//! Invariants: after `new` nothing is reserved, but for a row longer than any before, for which all is planned again; a pass leaves
+//! the arena as it found it, whatever becomes of it; a model's tensors on the host are as old as the last `read_back`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
