@@ -2,7 +2,7 @@
 //
 // 1. `head_stats` reads float32 logits once and gives each row's statistics.
 // 2. The host, which knows the objective, makes a coefficient for each row.
-// 3. `head_gradient` turns logits into bf16 gradients. Where coefficients are known beforehand, `head_sft` does all at once.
+// 3. `head_gradient` turns logits into bf16 gradients.
 //
 // Logits (rows, v) and gradients lie at the same `stride` between rows, a multiple of 8 not below v, at addresses that are
 // multiples of 16; what stands between v and the next multiple of 8 is read but counts for nothing, and becomes 0 in gradients.
@@ -15,16 +15,27 @@ struct alignas(16) Stats {
     float logp, entropy, lse, max;
 };
 
-__device__ __forceinline__ Stats statistics(const float *z, int v, unsigned target, float scale, float *scratch) {
+extern "C" __global__ void __launch_bounds__(1024)
+    head_stats(Stats *stats, const float *logits, const unsigned *targets, int v, long stride, float temperature) {
+    __shared__ float scratch[WARP];
+    const float *z = logits + blockIdx.x * stride;
+    float scale = 1.0f / temperature;
     Softmax s = softmax<true>(z, v, scale * LOG2_E, scratch);
+    if (threadIdx.x > 0) return;
     float log_total = logf(s.sum);
-    return {(z[target] - s.max) * scale - log_total, log_total - LN_2 * s.weighted / s.sum, s.max * scale + log_total,
-            s.max * scale};
+    stats[blockIdx.x] = {(z[targets[blockIdx.x]] - s.max) * scale - log_total, log_total - LN_2 * s.weighted / s.sum,
+                         s.max * scale + log_total, s.max * scale};
 }
 
-// Row of d (coefficient logp) / d logits = coefficient / temperature (onehot - softmax).
-__device__ __forceinline__ void gradient(bf16 *dz, const float *z, int v, unsigned target, float scale, float lse,
-                                         float coefficient) {
+// dlogits = coefficients[row] d logp(target) / d logits = coefficients[row] / temperature (onehot - softmax), with the statistics
+// of `head_stats` at the same temperature.
+extern "C" __global__ void __launch_bounds__(1024)
+    head_gradient(bf16 *dlogits, const Stats *stats, const float *logits, const unsigned *targets, const float *coefficients,
+                  int v, long stride, float temperature) {
+    const float *z = logits + blockIdx.x * stride;
+    bf16 *dz = dlogits + blockIdx.x * stride;
+    unsigned target = targets[blockIdx.x];
+    float coefficient = coefficients[blockIdx.x], lse = stats[blockIdx.x].lse, scale = 1.0f / temperature;
     float c = coefficient * scale;
     for (long i = threadIdx.x * 8; i < v; i += long(blockDim.x) * 8) {
         float x[8] = {};
@@ -39,34 +50,4 @@ __device__ __forceinline__ void gradient(bf16 *dz, const float *z, int v, unsign
         }
         store(dz + i, x);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(1024)
-    head_stats(Stats *stats, const float *logits, const unsigned *targets, int v, long stride, float temperature) {
-    __shared__ float scratch[WARP];
-    Stats s = statistics(logits + blockIdx.x * stride, v, targets[blockIdx.x], 1.0f / temperature, scratch);
-    if (threadIdx.x == 0) stats[blockIdx.x] = s;
-}
-
-// dlogits = coefficients[row] d logp(target) / d logits, with the statistics of `head_stats` at the same temperature.
-extern "C" __global__ void __launch_bounds__(1024)
-    head_gradient(bf16 *dlogits, const Stats *stats, const float *logits, const unsigned *targets, const float *coefficients,
-                  int v, long stride, float temperature) {
-    long row = blockIdx.x * stride;
-    gradient(dlogits + row, logits + row, v, targets[blockIdx.x], 1.0f / temperature, stats[blockIdx.x].lse,
-             coefficients[blockIdx.x]);
-}
-
-// Both, where a row's coefficient is float32(factor counts[row]): supervised training, with factor = -weight / targets of the
-// update and counts[row] the examples that have this target.
-extern "C" __global__ void __launch_bounds__(1024)
-    head_sft(bf16 *dlogits, Stats *stats, const float *logits, const unsigned *targets, const unsigned *counts, double factor,
-             int v, long stride, float temperature) {
-    __shared__ float scratch[WARP];
-    long row = blockIdx.x * stride;
-    unsigned target = targets[blockIdx.x];
-    float scale = 1.0f / temperature;
-    Stats s = statistics(logits + row, v, target, scale, scratch);
-    if (threadIdx.x == 0) stats[blockIdx.x] = s;
-    gradient(dlogits + row, logits + row, v, target, scale, s.lse, float(factor * counts[blockIdx.x]));
 }

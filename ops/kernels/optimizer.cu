@@ -1,12 +1,12 @@
 // AdamW over flat buffers that hold all trained parameters, with clipping by global norm. The host waits for nothing.
 //
-// 1. `squares_*` adds up the squares of the gradient, chunk by chunk.
+// 1. `squares` adds up the squares of the gradient, chunk by chunk.
 // 2. `clip` adds up the chunks in a fixed order, and says what the gradient is multiplied by, or where it is not finite.
 // 3. `adamw_*` makes the step, the bf16 copies of the parameters, and a gradient of zeros; nothing where it was not finite.
 //
-// Invariants: with moments and gradient in float32, the bits of `adamw` of nn/cpu/rows.rs, given the same factor of clipping:
-// every product is rounded before it is added, where the processor does so (and the compiler must be left its exact division
-// and square root). A parameter is a segment of the buffers, in chunks of 16,384 elements that never span two.
+// Invariants: the bits of `adamw` and `adamw_bf16` of nn/cpu/rows.rs, given the same factor of clipping: every product is rounded
+// before it is added, where the processor does so (and the compiler must be left its exact division and square root). A
+// parameter is a segment of the buffers, in chunks of 16,384 elements that never span two.
 #include "philox.cuh"
 
 // Elements of a chunk.
@@ -23,6 +23,8 @@ struct Segment {
     unsigned first;
     // Gets the parameter as bf16, at a multiple of 16 bytes; may be null.
     bf16 *weight;
+    // Of the numbers that moments in bf16 are rounded by.
+    uint64_t seed;
 };
 
 // What differs from step to step.
@@ -38,7 +40,7 @@ struct Step {
     double norm;
 };
 
-static_assert(sizeof(Segment) == 40 && sizeof(Step) == 40, "the host has the same layout");
+static_assert(sizeof(Segment) == 48 && sizeof(Step) == 40, "the host has the same layout");
 
 constexpr unsigned NONE = 0xffffffffu;
 
@@ -94,9 +96,10 @@ __device__ __forceinline__ void store_some(T *to, const float (&from)[8], int ha
     }
 }
 
-// partial[chunk] = sum of squares of the chunk's gradient, in float64: finite exactly where all of them are.
-template <class G>
-__device__ __forceinline__ void squares(double *partial, const G *g, const Segment *segments, int count) {
+// partial[chunk] = sum of squares of the chunk's gradient, in float64: finite exactly where all of them are. Grid chunks, block
+// 256. `count` segments.
+extern "C" __global__ void __launch_bounds__(1024)
+    squares(double *partial, const float *g, const Segment *segments, int count) {
     __shared__ double scratch[WARP];
     Chunk chunk(segments, count);
     double sum = 0;
@@ -108,16 +111,6 @@ __device__ __forceinline__ void squares(double *partial, const G *g, const Segme
     }
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-// Grid chunks, block 256. `count` segments.
-extern "C" __global__ void __launch_bounds__(1024)
-    squares_f32(double *partial, const float *g, const Segment *segments, int count) {
-    squares(partial, g, segments, count);
-}
-extern "C" __global__ void __launch_bounds__(1024)
-    squares_bf16(double *partial, const bf16 *g, const Segment *segments, int count) {
-    squares(partial, g, segments, count);
 }
 
 // Fills in the step: norm, min(1, limit / (norm + 1e-6)) or 1 where limit is 0, and the first segment that is not finite.
@@ -158,15 +151,35 @@ __device__ __forceinline__ bf16 to_bf16_at_random(float x, unsigned random) {
     return y;
 }
 
-// Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. G: type of the gradient, M: of the first moment.
-template <class G, class M>
-__device__ __forceinline__ void adamw(float *p, G *g, M *m, float *v, const Segment *segments, int count, const Step *step,
-                                      float beta1, float beta2, float eps, uint64_t seed) {
+// Stores moments in bf16, each rounded at random by 16 bits of the block of four words at `counter`: two a word, the lower first.
+__device__ __forceinline__ void store_at_random(bf16 *to, const float (&from)[8], int have, uint64_t seed, uint64_t stream,
+                                                uint64_t counter) {
+    unsigned words[4];
+    philox(words, seed, stream, counter);
+    Eight rounded;
+#pragma unroll
+    for (int e = 0; e < 8; e++) rounded.x[e] = to_bf16_at_random(from[e], words[e / 2] >> 16 * (e % 2) & 0xffff);
+    if (have == 8) {
+        check_aligned(to);
+        *reinterpret_cast<Eight *>(to) = rounded;
+    } else {
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            if (e < have) to[e] = rounded.x[e];
+        }
+    }
+}
+
+// Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. M: type of the moments.
+template <class M>
+__device__ __forceinline__ void adamw(float *p, float *g, M *m, M *v, const Segment *segments, int count, const Step *step,
+                                      float beta1, float beta2, float eps) {
     Step s = *step;
     if (s.bad != NONE) return;
     Chunk chunk(segments, count);
     bf16 *weight = chunk.segment->weight;
-    long of_weight = chunk.segment->begin;
+    long first = chunk.segment->begin;
+    uint64_t seed = chunk.segment->seed;
     float rate = float(s.rate * chunk.segment->rate);
     float keep = 1.0f - multiply(rate, chunk.segment->decay);
     for (long at = chunk.begin + threadIdx.x * 8; at < chunk.end; at += blockDim.x * 8) {
@@ -187,43 +200,29 @@ __device__ __forceinline__ void adamw(float *p, G *g, M *m, float *v, const Segm
         }
         store_some(p + at, of_p, have);
         store_some(g + at, of_g, have);
-        store_some(v + at, of_v, have);
-        if (weight) store_some(weight + (at - of_weight), of_p, have);
+        if (weight) store_some(weight + (at - first), of_p, have);
         if constexpr (sizeof(M) == 4) {
             store_some(m + at, of_m, have);
+            store_some(v + at, of_v, have);
         } else {
-            unsigned words[4];
-            philox(words, seed, s.number, uint64_t(at / 8));
-            Eight rounded;
-#pragma unroll
-            for (int e = 0; e < 8; e++) rounded.x[e] = to_bf16_at_random(of_m[e], words[e / 2] >> 16 * (e % 2) & 0xffff);
-            if (have == 8) {
-                check_aligned(m + at);
-                *reinterpret_cast<Eight *>(m + at) = rounded;
-            } else {
-#pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    if (e < have) m[at + e] = rounded.x[e];
-                }
-            }
+            uint64_t eighth = uint64_t(at - first) / 8;
+            store_at_random(m + at, of_m, have, seed, s.number, 2 * eighth);
+            store_at_random(v + at, of_v, have, seed, s.number, 2 * eighth + 1);
         }
     }
 }
 
-// Grid chunks, block 256. p, m, v and g lie alike, as `segments` says; p, v: float32; g becomes 0 for the next step.
+// Grid chunks, block 256. p, g, m and v lie alike, as `segments` says; p and g: float32; g becomes 0 for the next step.
 //
-// The types in the names are of gradient and first moment. A first moment in bf16 is rounded at random, by the 16-bit numbers
-// of the stream `number` of `seed` (two a word, the lower half first; eight elements a block of four words, by their place in
-// the buffers): to the nearest, a moment would stand still as soon as a tenth of a new gradient is below half a unit of its
-// last place. The step itself is made with the moment before it is rounded. A gradient in bf16 cannot be added up over batches.
-// Bytes a parameter, with the bf16 copy: f32_f32 18, f32_bf16 16, bf16_f32 16, bf16_bf16 14.
-#define ADAMW(name, G, M)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256)                                                                         \
-        name(float *p, G *g, M *m, float *v, const Segment *segments, int count, const Step *step, float beta1, float beta2, \
-             float eps, uint64_t seed) {                                                                                      \
-        adamw(p, g, m, v, segments, count, step, beta1, beta2, eps, seed);                                                    \
+// Moments are float32 (18 bytes a parameter, with its bf16 copy) or bf16 (14). In bf16 they are rounded at random, by the stream
+// `number` of the parameter's own seed, two blocks of words for eight elements: to the nearest, a moment would stand still as soon
+// as what a gradient adds to it is below half a unit of its last place. The step itself is made with moments before they are
+// rounded.
+#define ADAMW(name, M)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256)                                                                    \
+        name(float *p, float *g, M *m, M *v, const Segment *segments, int count, const Step *step, float beta1,          \
+             float beta2, float eps) {                                                                                   \
+        adamw(p, g, m, v, segments, count, step, beta1, beta2, eps);                                                     \
     }
-ADAMW(adamw_f32_f32, float, float)
-ADAMW(adamw_f32_bf16, float, bf16)
-ADAMW(adamw_bf16_f32, bf16, float)
-ADAMW(adamw_bf16_bf16, bf16, bf16)
+ADAMW(adamw_f32, float)
+ADAMW(adamw_bf16, bf16)

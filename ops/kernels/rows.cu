@@ -528,52 +528,10 @@ extern "C" __global__ void __launch_bounds__(1024)
         });
 }
 
-// To the nearest bf16, ties to even.
-extern "C" __global__ void __launch_bounds__(1024) cast_to_bf16(bf16 *y, const float *x, long count) {
-    each(
-        count,
-        [=](long at) {
-            float v[8];
-            load(v, x + at);
-            store(y + at, v);
-        },
-        [=](long at) { y[at] = to_bf16(x[at]); });
-}
-
-extern "C" __global__ void __launch_bounds__(1024) cast_to_f32(float *y, const bf16 *x, long count) {
-    each(
-        count,
-        [=](long at) {
-            float v[8];
-            load(v, x + at);
-            store(y + at, v);
-        },
-        [=](long at) { y[at] = to_float(x[at]); });
-}
-
-template <class T>
-__device__ __forceinline__ void fill(T *y, float value, long count) {
-    each(
-        count,
-        [=](long at) {
-            float v[8];
-#pragma unroll
-            for (int e = 0; e < 8; e++) v[e] = value;
-            store(y + at, v);
-        },
-        [=](long at) {
-            if constexpr (sizeof(T) == 2)
-                y[at] = to_bf16(value);
-            else
-                y[at] = value;
-        });
-}
-extern "C" __global__ void __launch_bounds__(1024) fill_f32(float *y, float value, long count) { fill(y, value, count); }
-extern "C" __global__ void __launch_bounds__(1024) fill_bf16(bf16 *y, float value, long count) { fill(y, value, count); }
-
 // merged = w + scale * product, rounded once: an adapter's weight, given product = B A in float32. Hu et al., "LoRA", 2021.
-template <class W>
-__device__ __forceinline__ void merge(bf16 *merged, const W *w, const float *product, float scale, long count) {
+// merged may be w.
+extern "C" __global__ void __launch_bounds__(1024)
+    merge(bf16 *merged, const bf16 *w, const float *product, float scale, long count) {
     each(
         count,
         [=](long at) {
@@ -584,21 +542,5 @@ __device__ __forceinline__ void merge(bf16 *merged, const W *w, const float *pro
             for (int e = 0; e < 8; e++) v[e] += multiply(low[e], scale);
             store(merged + at, v);
         },
-        [=](long at) {
-            float v;
-            if constexpr (sizeof(W) == 2)
-                v = to_float(w[at]);
-            else
-                v = w[at];
-            merged[at] = to_bf16(v + multiply(product[at], scale));
-        });
-}
-// `w` in float32, or as the bf16 of a base that is not trained. merged may be w where both are bf16.
-extern "C" __global__ void __launch_bounds__(1024)
-    merge_f32(bf16 *merged, const float *w, const float *product, float scale, long count) {
-    merge(merged, w, product, scale, count);
-}
-extern "C" __global__ void __launch_bounds__(1024)
-    merge_bf16(bf16 *merged, const bf16 *w, const float *product, float scale, long count) {
-    merge(merged, w, product, scale, count);
+        [=](long at) { merged[at] = to_bf16(to_float(w[at]) + multiply(product[at], scale)); });
 }

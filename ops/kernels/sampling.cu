@@ -419,18 +419,3 @@ extern "C" __global__ void __launch_bounds__(1024)
     ring[draw.position % length * gridDim.x + blockIdx.x] = {id, logp, whole, unsigned(draw.position)};
     draw.position++;
 }
-
-// Makes room for each sequence's next token, between a draw and the step that takes it in: its position and its slot in the
-// pages, pages[sequence][position / 64] * 64 + position % 64, which the host has provided, and a length that counts it. A
-// sequence of length 0 is a place of the batch that nobody has, and gets no slot. pages: (sequences, max_pages). One thread a
-// sequence; any grid and block that has as many.
-extern "C" __global__ void advance(unsigned *positions, unsigned *slots, unsigned *lengths, const unsigned *pages, int max_pages,
-                                   int sequences) {
-    int b = blockIdx.x * blockDim.x + threadIdx.x;
-    if (b >= sequences) return;
-    unsigned position = lengths[b];
-    bool here = position > 0;
-    positions[b] = here ? position : 0;
-    slots[b] = here ? pages[long(b) * max_pages + position / 64] * 64 + position % 64 : 0xffffffffu;
-    if (here) lengths[b] = position + 1;
-}

@@ -6,7 +6,7 @@
 /// One stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Rng {
-    key: [u32; 2],
+    seed: u64,
     stream: u64,
     counter: u64,
     block: [u32; 4],
@@ -31,10 +31,17 @@ fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     c
 }
 
+/// The `counter`-th block of words of the stream `stream` of `seed`, counted from 0.
+pub fn block(seed: u64, stream: u64, counter: u64) -> [u32; 4] {
+    let two = |x: u64| [x as u32, (x >> 32) as u32];
+    let ([a, b], [c, d]) = (two(counter), two(stream));
+    philox([a, b, c, d], two(seed))
+}
+
 impl Rng {
     /// The stream `stream` of `seed`.
     pub fn new(seed: u64, stream: u64) -> Self {
-        Rng { key: [seed as u32, (seed >> 32) as u32], stream, counter: 0, block: [0; 4], used: 4 }
+        Rng { seed, stream, counter: 0, block: [0; 4], used: 4 }
     }
 
     /// A stream named by several numbers, such as (epoch, index).
@@ -52,8 +59,7 @@ impl Rng {
 
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
-            let c = [self.counter as u32, (self.counter >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32];
-            self.block = philox(c, self.key);
+            self.block = block(self.seed, self.stream, self.counter);
             self.counter += 1;
             self.used = 0;
         }
@@ -68,7 +74,7 @@ impl Rng {
     pub fn place(&self) -> (u64, u64, u64) {
         let words = self.counter * 4 - (4 - self.used as u64);
         assert!(words.is_multiple_of(2), "BUG: half a uniform number was drawn");
-        (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream, words / 2)
+        (self.seed, self.stream, words / 2)
     }
 
     pub fn next_u64(&mut self) -> u64 {

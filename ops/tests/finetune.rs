@@ -11,11 +11,14 @@ use actloom_engine::op::{DeviceRequest, InputArtifact, OpContext, OpError, OpSin
 use actloom_engine::stop::Stop;
 use actloom_ops::artifact::Past;
 use actloom_ops::model::{self, Config, Model, lora};
+use actloom_ops::nn::Kernels;
+use actloom_ops::nn::kernel::{self, AdamStep};
 use actloom_ops::registry::registry;
+use actloom_ops::rng::Rng;
 use actloom_ops::text::{Dialogue, Text};
 use actloom_ops::train::batch::{Example, Row};
 use actloom_ops::train::chat::{self, Conversation};
-use actloom_ops::train::optimizer::{AdamW, Group, Optimizer, Settings};
+use actloom_ops::train::optimizer::{AdamW, Group, Optimizer, Precision, Settings};
 use camino::{Utf8Path, Utf8PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -290,7 +293,7 @@ fn backward(model: &mut Model) {
 fn only_what_is_trained_has_gradients_and_state() {
     let frozen = Group { frozen: true, ..group("model.layers.[0]*") };
     assert!(
-        Settings { adamw: AdamW::default(), groups: vec![frozen] }
+        Settings { groups: vec![frozen], ..Settings::default() }
             .apply(&mut model::load(&fixture("model"), &Device::Cpu).unwrap())
             .unwrap_err()
             .to_string()
@@ -298,7 +301,7 @@ fn only_what_is_trained_has_gradients_and_state() {
         "brackets are no pattern"
     );
     let groups = vec![Group { frozen: true, ..group("model.layers.0.*") }, Group { frozen: true, ..group("*norm*") }];
-    let settings = Settings { adamw: AdamW::default(), groups };
+    let settings = Settings { groups, ..Settings::default() };
     let mut model = model::load(&fixture("model"), &Device::Cpu).unwrap();
     settings.apply(&mut model).unwrap();
     let before: Vec<Vec<f32>> = model.params().iter().map(|p| flat(&p.value)).collect();
@@ -320,7 +323,7 @@ fn only_what_is_trained_has_gradients_and_state() {
 fn the_first_group_that_fits_sets_rate_and_decay() {
     let step = |groups: Vec<Group>| {
         let adamw = AdamW { weight_decay: 0.5, ..AdamW::default() };
-        let settings = Settings { adamw, groups };
+        let settings = Settings { adamw, groups, ..Settings::default() };
         let mut model = model::load(&fixture("model"), &Device::Cpu).unwrap();
         settings.apply(&mut model).unwrap();
         backward(&mut model);
@@ -335,10 +338,10 @@ fn the_first_group_that_fits_sets_rate_and_decay() {
     let slow =
         step(vec![Group { weight_decay: Some(0.0), learning_rate_scale: 0.5, ..group("model.norm*") }, group("*")]);
     assert!(((slow - start) * 2.0 - (kept - start)).abs() < 1e-6, "{slow} {kept} {start}");
-    let shadowed = Settings { adamw: AdamW::default(), groups: vec![group("*"), group("*norm*")] };
+    let shadowed = Settings { groups: vec![group("*"), group("*norm*")], ..Settings::default() };
     let mut model = model::load(&fixture("model"), &Device::Cpu).unwrap();
     assert!(shadowed.apply(&mut model).unwrap_err().to_string().contains("is left no parameter"));
-    let all = Settings { adamw: AdamW::default(), groups: vec![Group { frozen: true, ..group("*") }] };
+    let all = Settings { groups: vec![Group { frozen: true, ..group("*") }], ..Settings::default() };
     assert!(all.apply(&mut model).unwrap_err().to_string().contains("every parameter is frozen"));
 }
 
@@ -439,4 +442,43 @@ fn what_is_not_finite_stops_with_a_name_and_the_checkpoint_to_go_on_from() {
     assert!(help.contains(folder.as_str()) && folder.exists(), "{help}");
     // It goes on from there, and meets the same again.
     assert_eq!(failure(bench.sft("run", &broken, &data, params, u64::MAX)), first);
+}
+
+#[test]
+fn moments_in_bfloat16_train_like_those_in_float32() {
+    let tensor = |x: Vec<f32>| Tensor::from_vec(x, 4096, &Device::Cpu).unwrap();
+    // slow decays, in which rounding to the nearest would lose every gradient
+    let adamw = AdamW { beta1: 0.99, beta2: 0.999, clip: 0.0, weight_decay: 0.0, ..AdamW::default() };
+    let moments = |moments: Precision| {
+        let mut rng = Rng::new(3, 1);
+        let (mut m, mut v) = (tensor(vec![0.0; 4096]), tensor(vec![0.0; 4096]));
+        let mut p = tensor(vec![0.0; 4096]);
+        for t in 1..=300u64 {
+            let g = tensor((0..4096).map(|_| 1.0 + rng.normal() as f32).collect());
+            let correction = [adamw.beta1, adamw.beta2].map(|beta| (1.0 - beta.powi(t as i32)) as f32);
+            let step = AdamStep {
+                lr: 1e-3,
+                beta1: adamw.beta1 as f32,
+                beta2: adamw.beta2 as f32,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                scale: 1.0,
+                correction,
+            };
+            kernel::adamw(Kernels::Cpu, &mut p, &g, &mut m, &mut v, step).unwrap();
+            if moments == Precision::Bfloat16 {
+                kernel::round_at_random(Kernels::Cpu, &mut m, (7, t, 0)).unwrap();
+                kernel::round_at_random(Kernels::Plain, &mut v, (7, t, 1)).unwrap();
+            }
+        }
+        [m, v, p].map(|t| t.to_vec1::<f32>().unwrap())
+    };
+    let (exact, rounded) = (moments(Precision::Float32), moments(Precision::Bfloat16));
+    let mean = |x: &[f32]| x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64;
+    for (what, (a, b)) in ["m", "v", "p"].iter().zip(exact.iter().zip(&rounded)) {
+        assert_ne!(a, b);
+        let off = (mean(b) / mean(a) - 1.0).abs();
+        assert!(off < 2e-3, "{what} is {off} off on average");
+    }
+    assert!(rounded[..2].iter().flatten().all(|x| x.to_bits() & 0xffff == 0));
 }

@@ -21,7 +21,7 @@ use actloom_ops::model::{Model, Target};
 use actloom_ops::nn::Packing;
 use actloom_ops::nn::layer::TokenStats;
 use actloom_ops::rng::Rng;
-use actloom_ops::train::optimizer::{AdamW, Optimizer};
+use actloom_ops::train::optimizer::{AdamW, Optimizer, Precision, Settings};
 use candle_core::{DType, Tensor};
 use machine::Machine;
 use serde_json::{Value, json};
@@ -167,7 +167,7 @@ fn what_is_kept_of_a_forward_changes_no_bit_of_the_gradients_and_less_memory_is_
         let Some(device) = Machine::open() else { return };
         let model = model(&small::qwen3(), 32, 5);
         let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
-        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, keep: Some(keep), sample: None };
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, keep: Some(keep), ..Purpose::default() };
         let mut engine = engine(device, &model, purpose);
         engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
         let gradients = model.params().iter().map(|p| engine.gradient(&p.name).unwrap().unwrap()).collect();
@@ -308,6 +308,59 @@ fn updates_follow_the_processors_and_an_adapter_trains_like_its() {
         let logps = |s: &[TokenStats]| s.iter().map(|s| s.logp).collect::<Vec<f32>>();
         assert!(distance(&logps(&got), &logps(&want)) < 0.03);
     }
+}
+
+#[test]
+fn updates_from_the_same_gradients_are_the_processors_to_the_bit_and_so_are_rounded_moments() {
+    let mut seen = Vec::new();
+    for moments in [Precision::Float32, Precision::Bfloat16] {
+        let Some(device) = Machine::open() else { return };
+        let mut model = model(&small::qwen2(), 32, 11);
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, moments, ..Purpose::default() };
+        let mut engine = engine(device, &model, purpose);
+        let rule = AdamW { clip: 0.0, weight_decay: 0.1, ..AdamW::default() };
+        let mut optimizer = Optimizer::new(Settings { adamw: rule, moments, ..Settings::default() });
+        let (ids, packing, targets) = row(&mut Rng::at(2, &[]));
+        engine.set_groups(|_| (1.0, 0.1)).unwrap();
+        for step in 1..=4 {
+            engine.train(&ids, &packing, &targets, 1.0, coefficient).unwrap();
+            for p in model.params_mut() {
+                let gradient = engine.gradient(&p.name).unwrap().unwrap();
+                p.grad = Some(Tensor::from_vec(gradient, p.value.shape(), &candle_core::Device::Cpu).unwrap());
+            }
+            optimizer.step(&mut model, 0.02).unwrap();
+            let on = Rule { beta1: rule.beta1, beta2: rule.beta2, eps: rule.eps, clip: rule.clip };
+            engine.update(&on, 0.02, step).unwrap().unwrap();
+            if step == 2 {
+                // both go on from what a checkpoint would hold
+                let kept = optimizer.tensors(&model).unwrap().into_iter().collect();
+                optimizer = Optimizer::restore(
+                    Settings { adamw: rule, moments, ..Settings::default() },
+                    optimizer.steps(),
+                    kept,
+                )
+                .unwrap();
+                for p in model.params() {
+                    let (m, v) = engine.moments(&p.name).unwrap();
+                    let tensor = |x: Vec<f32>| Tensor::from_vec(x, p.value.shape(), &candle_core::Device::Cpu).unwrap();
+                    engine.write_moments(&p.name, &tensor(m), &tensor(v)).unwrap();
+                }
+            }
+        }
+        let state: std::collections::BTreeMap<String, Tensor> =
+            optimizer.tensors(&model).unwrap().into_iter().collect();
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for p in model.params() {
+            let (m, v) = engine.moments(&p.name).unwrap();
+            assert_eq!(bits(&m), bits(&numbers(&state[&format!("m.{}", p.name)])), "m of {}, {moments:?}", p.name);
+            assert_eq!(bits(&v), bits(&numbers(&state[&format!("v.{}", p.name)])), "v of {}, {moments:?}", p.name);
+            assert_eq!(bits(&engine.read(&p.name).unwrap()), bits(&numbers(&p.value)), "{}, {moments:?}", p.name);
+            let short = |x: &[f32]| x.iter().all(|x| x.to_bits() & 0xffff == 0);
+            assert_eq!(short(&m) && short(&v), moments == Precision::Bfloat16);
+        }
+        seen.push(engine.memory().1);
+    }
+    assert!(seen[1] < seen[0], "moments take {} bytes, and in bfloat16 {}", seen[0], seen[1]);
 }
 
 fn numbers(t: &Tensor) -> Vec<f32> {

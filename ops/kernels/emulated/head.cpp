@@ -33,18 +33,16 @@ static void rows_of(int rows, int v, unsigned threads, float temperature, Kind k
     Random random(v * 7 + rows + kind);
     long stride = round_up(v) + (v % 3) * 8;
     auto z = make(random, rows, v, stride, kind);
-    std::vector<unsigned> targets, counts;
+    std::vector<unsigned> targets;
     std::vector<float> coefficients;
     for (int r = 0; r < rows; r++) {
         unsigned target = r == 0 ? v - 1 : random.below(v);
         if (kind == Forbidden) z[r * stride + target] = 1;
         targets.push_back(target);
-        counts.push_back(random.below(3));
         coefficients.push_back(r == 1 ? 0 : float(random.normal()));
     }
     // 1. float64, and the processor
-    std::vector<double> logp, entropy, lse, max, of_logp, of_entropy, of_lse, dz, of_dz, sft;
-    double factor = -0.37;
+    std::vector<double> logp, entropy, lse, max, of_logp, of_entropy, of_lse, dz, of_dz;
     for (int r = 0; r < rows; r++) {
         const float *row = &z[r * stride];
         double most = -INFINITY, sum = 0, weighted = 0;
@@ -65,7 +63,6 @@ static void rows_of(int rows, int v, unsigned threads, float temperature, Kind k
         for (int i = 0; i < v; i++) {
             double slope = ((unsigned(i) == targets[r]) - exp(row[i] / double(temperature) - lse[r])) / temperature;
             dz.push_back(coefficients[r] * slope);
-            sft.push_back(float(factor * counts[r]) * slope);
             of_dz.push_back(back[i]);
         }
     }
@@ -74,40 +71,36 @@ static void rows_of(int rows, int v, unsigned threads, float temperature, Kind k
                      ", kind " + std::to_string(kind) + ", " + std::to_string(threads) + " threads";
     std::vector<Stats> before;
     for (unsigned seed = 1; seed <= 2; seed++) {
-        auto stats = poisoned<Stats>(rows), again = poisoned<Stats>(rows);
-        auto d = poisoned<bf16>(rows * stride), d_sft = poisoned<bf16>(rows * stride);
+        auto stats = poisoned<Stats>(rows);
+        auto d = poisoned<bf16>(rows * stride);
         launch(rows, threads, 0, seed, [&] { head_stats(stats.data(), z.data(), targets.data(), v, stride, temperature); });
         launch(rows, threads, 0, seed, [&] {
             head_gradient(d.data(), stats.data(), z.data(), targets.data(), coefficients.data(), v, stride, temperature);
         });
-        launch(rows, threads, 0, seed, [&] {
-            head_sft(d_sft.data(), again.data(), z.data(), targets.data(), counts.data(), factor, v, stride, temperature);
-        });
-        holds("same statistics of head_sft " + of, memcmp(stats.data(), again.data(), rows * sizeof(Stats)) == 0);
         if (seed > 1) {
             holds("same bits " + of, memcmp(stats.data(), before.data(), rows * sizeof(Stats)) == 0);
             continue;
         }
         before = stats;
         std::vector<float> got_logp, got_entropy, got_lse, got_max;
-        std::vector<bf16> got_dz, got_sft;
+        std::vector<bf16> got_dz;
         bool padded = true;
         for (int r = 0; r < rows; r++) {
             got_logp.push_back(stats[r].logp), got_entropy.push_back(stats[r].entropy);
             got_lse.push_back(stats[r].lse), got_max.push_back(stats[r].max);
             for (long i = 0; i < stride; i++) {
-                bf16 x = d[r * stride + i], y = d_sft[r * stride + i];
+                bf16 x = d[r * stride + i];
                 uint16_t want = i < round_up(v) ? 0 : 0xffff;  // zeros up to the next multiple of 8, nothing beyond
                 if (i < v)
-                    got_dz.push_back(x), got_sft.push_back(y);
+                    got_dz.push_back(x);
                 else
-                    padded &= (x.bits & 0x7fff) == (want & 0x7fff) && (y.bits & 0x7fff) == (want & 0x7fff);
+                    padded &= (x.bits & 0x7fff) == (want & 0x7fff);
             }
         }
         // errors are in units of the largest number, or of 1 where all are small
-        for (auto *list : {&logp, &entropy, &lse, &of_logp, &of_entropy, &of_lse, &dz, &of_dz, &sft}) list->push_back(1);
+        for (auto *list : {&logp, &entropy, &lse, &of_logp, &of_entropy, &of_lse, &dz, &of_dz}) list->push_back(1);
         for (auto *list : {&got_logp, &got_entropy, &got_lse}) list->push_back(1);
-        for (auto *list : {&got_dz, &got_sft}) list->push_back(to_bf16(1));
+        got_dz.push_back(to_bf16(1));
         // the processor rounds a logit times 1 / temperature, here it is the difference to the largest
         double twin = kind == Rising ? 1e-4 : 4e-6;
         equal("logp " + of, got_logp, logp, 1e-6);
@@ -119,7 +112,6 @@ static void rows_of(int rows, int v, unsigned threads, float temperature, Kind k
         equal("lse as the processor " + of, got_lse, of_lse, 1e-6);
         rounded("gradient " + of, got_dz, dz);
         equal("gradient as the processor " + of, got_dz, of_dz, 4.1e-3);
-        rounded("gradient of head_sft " + of, got_sft, sft);
         holds("what is beyond v " + of, padded);
     }
 }

@@ -139,6 +139,21 @@ class Rng {
     double uniform() { return double(next_u64() >> 11) / double(1ull << 53); }
 };
 
+// Moments in bf16, rounded at random: a block of four words for eight first moments, the next for eight second ones.
+inline void adamw_bf16(float *p, const float *g, bf16 *m, bf16 *v, long n, AdamStep s, uint64_t seed, uint64_t number) {
+    for (long i = 0; i < n; i++) {
+        float of_m = to_float(m[i]), of_v = to_float(v[i]);
+        adamw(p + i, g + i, &of_m, &of_v, 1, s);
+        for (int k = 0; k < 2; k++) {
+            uint64_t block = uint64_t(i) / 8 * 2 + k;
+            uint32_t c[4] = {uint32_t(block), uint32_t(block >> 32), uint32_t(number), uint32_t(number >> 32)};
+            Rng::philox(c, uint32_t(seed), uint32_t(seed >> 32));
+            uint16_t random = uint16_t(c[i % 8 / 2] >> 16 * (i % 2));
+            (k == 0 ? m : v)[i].bits = uint16_t((bits_of(k == 0 ? of_m : of_v) + random) >> 16);
+        }
+    }
+}
+
 // --- sampling.rs --------------------------------------------------------------------------------------------------------
 
 struct Sampling {

@@ -198,17 +198,7 @@ static void as_the_head() {
     }
 }
 
-static void advances() {
-    std::vector<unsigned> lengths = {5, 0, 63, 64, 129}, positions(5, 9), slots(5, 9), pages;
-    for (unsigned i = 0; i < 15; i++) pages.push_back(100 - i);
-    launch(3, 2, 0, 1, [&] { advance(positions.data(), slots.data(), lengths.data(), pages.data(), 3, 5); });
-    bool fine = lengths == std::vector<unsigned>{6, 0, 64, 65, 130} && positions == std::vector<unsigned>{5, 0, 63, 64, 129};
-    fine &= slots == std::vector<unsigned>{100 * 64 + 5, 0xffffffffu, 94 * 64 + 63, 90 * 64, 86 * 64 + 1};
-    holds("room for the next token", fine);
-}
-
 int main() {
-    advances();
     as_the_head();
     numbers();
     not_numbers();

@@ -300,7 +300,7 @@ fn train(
     report: &mut dyn FnMut(Figure),
 ) -> Result<()> {
     let (train, n) = how;
-    let purpose = Purpose { row_tokens: n, keep: None, chunk: 2048, positions: n, sample: None };
+    let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
     let mut engine = engine(device, config, train, purpose)?;
     let kept = match engine.plan().keep {
         Keep::All | Keep::Nothing => "all of the forward kept",
@@ -362,7 +362,7 @@ fn score(
     report: &mut dyn FnMut(Figure),
 ) -> Result<()> {
     let n = 4096;
-    let purpose = Purpose { row_tokens: n, keep: None, chunk: 2048, positions: n, sample: None };
+    let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
     let mut engine = engine(device, config, Train::Nothing, purpose)?;
     let ids = tokens(config, n, 6);
     let (targets, packing) = (every_next(&ids), Packing::single(n));
@@ -389,7 +389,7 @@ fn grpo(
     let (group, response) = (8, 128);
     let prompt = 3 * response;
     let rows = group * (prompt + response);
-    let purpose = Purpose { row_tokens: rows, keep: None, chunk: 2048, positions: 2048, sample: None };
+    let purpose = Purpose { row_tokens: rows, chunk: 2048, positions: 2048, ..Purpose::default() };
     let mut engine = engine(device, config, Train::Lora(16), purpose)?;
     let mut seconds = [0.0; 2];
     for (shared, seconds) in [false, true].into_iter().zip(&mut seconds) {
@@ -432,7 +432,7 @@ fn decode(
     let per_token = 2 * 2 * config.layers * config.kv_heads * config.head_dim;
     for batch in [1usize, 64, 256] {
         let room = Room { rows: batch, chunk: 4096, tokens: batch * positions, reading: 8192 };
-        let purpose = Purpose { row_tokens: 256, keep: None, chunk: 256, positions, sample: Some(room) };
+        let purpose = Purpose { row_tokens: 256, chunk: 256, positions, sample: Some(room), ..Purpose::default() };
         let mut engine = match engine(device, config, Train::Nothing, purpose) {
             Ok(engine) => engine,
             Err(_) if batch > 64 => continue, // does not fit: the smaller batches were reported

@@ -445,8 +445,14 @@ fn models(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Result<(
             (0..packing.len()).step_by(2).map(|row| Target { row: row as u32, id: ids[row / 3] }).collect();
         let coefficient = |i: usize, s: TokenStats| ((i as f32).sin() + 0.1 * s.logp) / 40.0;
         let room = Room { rows: 4, chunk: 128, tokens: 1024, reading: 512 };
-        let purpose =
-            Purpose { row_tokens: 256, keep: Some(Keep::WithoutMlp), chunk: 96, positions: 512, sample: Some(room) };
+        let purpose = Purpose {
+            row_tokens: 256,
+            keep: Some(Keep::WithoutMlp),
+            chunk: 96,
+            positions: 512,
+            sample: Some(room),
+            ..Purpose::default()
+        };
         let make = || -> Result<Engine> {
             let mut engine = Engine::new(device.clone(), &Shape::of(&model), purpose)?;
             model.params().into_iter().try_for_each(|p| engine.write(&p.name, &p.value))?;

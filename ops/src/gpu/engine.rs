@@ -73,9 +73,12 @@ impl Engine {
         let mut arena = Arena::new(base, needed);
         let parts = Parts::new(&shape, &purpose, &mut arena)?;
         let flat = parts.weights.flat;
-        for at in [flat.grad, flat.m, flat.v] {
-            // SAFETY: just reserved
-            unsafe { device.clear(at, 4 * parts.weights.layout.trained)? };
+        let trained = parts.weights.layout.trained;
+        // SAFETY: just reserved
+        unsafe {
+            device.clear(flat.grad, 4 * trained)?;
+            device.clear(flat.m, flat.moment_bytes(trained))?;
+            device.clear(flat.v, flat.moment_bytes(trained))?;
         }
         let config = &shape.config;
         for (rope, (cos, sin)) in std::iter::once(&config.rope).chain(&config.sliding_rope).zip(&parts.ropes) {

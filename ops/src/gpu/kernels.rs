@@ -371,6 +371,6 @@ impl Kernels<'_> {
     /// merged = w + scale product, from a bf16 w.
     pub fn merge(&self, merged: Address, w: Address, product: Address, scale: f32, count: usize) -> Result<()> {
         let args = [merged.into(), w.into(), product.into(), scale.into(), Arg::long(count)];
-        self.run("merge_bf16", by_elements(count), &args)
+        self.run("merge", by_elements(count), &args)
     }
 }

@@ -12,6 +12,7 @@ use super::sample::Room;
 use super::tape::{Factors, Keep, Layer, Linear, Sizes};
 use super::weights::{Vector, Weight, Weights};
 use crate::model::{Config, Model};
+use crate::train::optimizer::Precision;
 
 /// What an engine is made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,11 +27,20 @@ pub struct Purpose {
     pub positions: usize,
     /// Sampling, if it is wanted.
     pub sample: Option<Room>,
+    /// What both moments are stored as.
+    pub moments: Precision,
 }
 
 impl Default for Purpose {
     fn default() -> Self {
-        Purpose { row_tokens: 2048, keep: None, chunk: 1024, positions: 4096, sample: None }
+        Purpose {
+            row_tokens: 2048,
+            keep: None,
+            chunk: 1024,
+            positions: 4096,
+            sample: None,
+            moments: Precision::Float32,
+        }
     }
 }
 
@@ -101,7 +111,7 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(shape: &Shape, purpose: &Purpose, arena: &mut Arena) -> Result<Parts> {
         let config = &shape.config;
-        let weights = Weights::reserve(Layout::new(&shape.parameters)?, arena)?;
+        let weights = Weights::reserve(Layout::new(&shape.parameters)?, purpose.moments, arena)?;
         let heads = Qkv { h: config.heads, hk: config.kv_heads, d: config.head_dim };
         let whole = config.family.qk_norm_is_whole().unwrap_or(false);
         let sizes = Sizes {

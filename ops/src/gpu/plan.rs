@@ -15,6 +15,7 @@ use super::update::Update;
 use super::work::Work;
 use crate::model::Target;
 use crate::nn::Packing;
+use crate::train::optimizer::Precision;
 
 /// Bytes that an engine reserves, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,11 @@ impl Plan {
             help.push("a smaller `row_tokens`");
         }
         let whole = shape.additions.is_empty() && shape.parameters.iter().any(|p| p.2);
+        let trained = shape.parameters.iter().any(|p| p.2);
+        let half = Purpose { moments: Precision::Bfloat16, ..small };
+        if trained && purpose.moments == Precision::Float32 && fits(half, shape) {
+            help.push("`optimizer.moments = \"bfloat16\"`");
+        }
         if whole && fits(small, &shape.adapted(16)) {
             help.push("`lora`");
         }

@@ -9,6 +9,7 @@ use super::driver::{Address, Arg, Driver, Launch};
 use super::layout::{Kind, Layout};
 use super::memory::Arena;
 use super::weights::Weights;
+use crate::train::optimizer::{Precision, rounding_seed};
 
 /// Elements of a chunk.
 const CHUNK: usize = 16_384;
@@ -25,6 +26,8 @@ struct Segment {
     decay: f32,
     first: u32,
     weight: Address,
+    /// Moments in bf16 are rounded by numbers of this seed.
+    seed: u64,
 }
 
 /// What differs from step to step, as the kernels know it.
@@ -138,7 +141,7 @@ impl Update {
         unsafe {
             device.write(self.step, bytes(&[step]))?;
             let args = [self.partial.into(), flat.grad.into(), self.segments.into(), count];
-            device.launch("squares_f32", Launch::new(self.chunks, 256), &args)?;
+            device.launch("squares", Launch::new(self.chunks, 256), &args)?;
             let args = [
                 self.step.into(),
                 self.partial.into(),
@@ -159,9 +162,12 @@ impl Update {
                 beta1.into(),
                 beta2.into(),
                 (rule.eps as f32).into(),
-                Arg::U64(0),
             ];
-            device.launch("adamw_f32_f32", Launch::new(self.chunks, 256), &args)?;
+            let kernel = match flat.moments {
+                Precision::Float32 => "adamw_f32",
+                Precision::Bfloat16 => "adamw_bf16",
+            };
+            device.launch(kernel, Launch::new(self.chunks, 256), &args)?;
             device.read(self.step, &mut out)?;
         }
         let word = |at: usize| [out[at], out[at + 1], out[at + 2], out[at + 3]];
@@ -192,7 +198,15 @@ fn segments(
             Kind::Vector(_) => Address::NONE,
         };
         let (begin, length) = (span.at as i64, span.len as i64);
-        out.0.push(Segment { begin, length, rate, decay, first: first as u32, weight });
+        out.0.push(Segment {
+            begin,
+            length,
+            rate,
+            decay,
+            first: first as u32,
+            weight,
+            seed: rounding_seed(&part.name),
+        });
         out.1.push(part.name.clone());
         first += span.len.div_ceil(CHUNK);
     }

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use super::driver::{Address, Driver, Element, Matrix};
 use super::layout::{Kind, Layout, Part, Span};
 use super::memory::Arena;
+use crate::train::optimizer::Precision;
 
 /// A matrix, and its gradient where it is trained.
 #[derive(Clone, Copy, Debug)]
@@ -24,14 +25,22 @@ pub struct Vector {
     pub grad: Option<Address>,
 }
 
-/// Flat buffers of what is trained, float32, in the layout's order.
+/// Flat buffers of what is trained, in the layout's order: float32 but for moments.
 #[derive(Clone, Copy, Debug)]
 pub struct Flat {
     pub master: Address,
     pub grad: Address,
-    /// First and second moments.
+    /// First and second moments, of their own type.
     pub m: Address,
     pub v: Address,
+    pub moments: Precision,
+}
+
+impl Flat {
+    /// Bytes of so many moments.
+    pub fn moment_bytes(&self, count: usize) -> usize {
+        count * self.moments.bytes()
+    }
 }
 
 /// All parameters.
@@ -48,10 +57,12 @@ impl Weights {
     ///
     /// # Errors
     /// When it does not fit.
-    pub fn reserve(layout: Layout, arena: &mut Arena) -> Result<Weights> {
+    pub fn reserve(layout: Layout, moments: Precision, arena: &mut Arena) -> Result<Weights> {
         let mut floats = |n: usize| arena.keep(4 * n);
-        let (vectors, trained) = (floats(layout.vectors)?, layout.trained);
-        let flat = Flat { master: floats(trained)?, grad: floats(trained)?, m: floats(trained)?, v: floats(trained)? };
+        let vectors = floats(layout.vectors)?;
+        let (master, grad) = (floats(layout.trained)?, floats(layout.trained)?);
+        let mut moment = || arena.keep(moments.bytes() * layout.trained);
+        let flat = Flat { master, grad, m: moment()?, v: moment()?, moments };
         let (matrices, bases) = (arena.keep(2 * layout.matrices)?, arena.keep(2 * layout.bases)?);
         Ok(Weights { layout, matrices, bases, vectors, flat })
     }
@@ -165,11 +176,17 @@ impl Weights {
     /// The device's.
     pub fn moments(&self, device: &dyn Driver, name: &str) -> Result<(Vec<f32>, Vec<f32>)> {
         let span = self.trained(name);
-        let read = |base: Address| floats(device, base.plus(4 * span.at), span.len);
+        let read = |base: Address| {
+            let at = base.plus(self.flat.moment_bytes(span.at));
+            match self.flat.moments {
+                Precision::Float32 => floats(device, at, span.len),
+                Precision::Bfloat16 => halves(device, at, span.len),
+            }
+        };
         Ok((read(self.flat.m)?, read(self.flat.v)?))
     }
 
-    /// As [`Weights::moments`], the other way.
+    /// As [`Weights::moments`], the other way; those that are stored as bf16 are rounded to the nearest.
     ///
     /// # Errors
     /// The device's.
@@ -178,9 +195,12 @@ impl Weights {
         for (base, moment) in [(self.flat.m, m), (self.flat.v, v)] {
             let numbers: Vec<f32> = moment.flatten_all()?.to_vec1()?;
             assert_eq!(numbers.len(), span.len, "BUG: a moment of `{name}` has another size");
-            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_ne_bytes()).collect();
+            let bytes: Vec<u8> = match self.flat.moments {
+                Precision::Float32 => numbers.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+                Precision::Bfloat16 => numbers.iter().flat_map(|x| round(*x).to_ne_bytes()).collect(),
+            };
             // SAFETY: the span is this parameter's own
-            unsafe { device.write(base.plus(4 * span.at), &bytes)? };
+            unsafe { device.write(base.plus(self.flat.moment_bytes(span.at)), &bytes)? };
         }
         Ok(())
     }
@@ -196,12 +216,8 @@ impl Weights {
             (Some(span), ..) => floats(self.flat.master.plus(4 * span.at), span.len),
             (None, Some(span), Kind::Vector(_)) => floats(self.vectors.plus(4 * span.at), span.len),
             (None, Some(span), Kind::Matrix(..)) => {
-                let mut bytes = vec![0; 2 * span.len];
-                // SAFETY: as above
                 let at = part.base.map_or(self.matrices.plus(2 * span.at), |span| self.bases.plus(2 * span.at));
-                unsafe { device.read(at, &mut bytes)? };
-                let half = |b: &[u8]| f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16);
-                Ok(bytes.chunks_exact(2).map(half).collect())
+                halves(device, at, span.len)
             }
             (None, None, _) => panic!("BUG: `{name}` has no place"),
         }
@@ -214,6 +230,15 @@ fn floats(device: &dyn Driver, at: Address, n: usize) -> Result<Vec<f32>> {
     // SAFETY: the caller's spans are within the buffers
     unsafe { device.read(at, &mut bytes)? };
     Ok(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+/// As [`floats`], of bf16.
+fn halves(device: &dyn Driver, at: Address, n: usize) -> Result<Vec<f32>> {
+    let mut bytes = vec![0; 2 * n];
+    // SAFETY: as above
+    unsafe { device.read(at, &mut bytes)? };
+    let half = |b: &[u8]| f32::from_bits(u32::from(u16::from_ne_bytes([b[0], b[1]])) << 16);
+    Ok(bytes.chunks_exact(2).map(half).collect())
 }
 
 /// The nearest bf16, ties to even.

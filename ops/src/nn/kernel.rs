@@ -590,6 +590,19 @@ pub fn adamw(
     }
 }
 
+/// Rounds a moment to bfloat16 at random, in place where possible; see [`rows::round_at_random`].
+pub fn round_at_random(kernels: Kernels, moment: &mut Tensor, at: (u64, u64, u64)) -> Result<()> {
+    match kernels {
+        Kernels::Cpu => mutate(moment, |x| rows::round_at_random(x, at)),
+        Kernels::Plain => {
+            let mut numbers: Vec<f32> = moment.flatten_all()?.to_vec1()?;
+            rows::round_at_random(&mut numbers, at);
+            *moment = Tensor::from_vec(numbers, moment.shape(), moment.device())?;
+            Ok(())
+        }
+    }
+}
+
 /// Sum of squares, in float64 on the processor.
 pub fn sum_squares(kernels: Kernels, t: &Tensor) -> Result<f64> {
     match kernels {

@@ -118,11 +118,11 @@ impl<D: Defaults> Training<D> {
         }
         model.recompute = self.recompute;
         self.optimizer.apply(model)?;
-        let row_tokens = self.row_tokens;
+        let (row_tokens, moments) = (self.row_tokens, self.optimizer.moments);
         let keep = self.recompute.then_some(Keep::Inputs);
         model.on_device_for(|purpose| {
             let sample = purpose.sample.filter(|_| D::SAMPLES);
-            Purpose { row_tokens, keep, sample, ..purpose }
+            Purpose { row_tokens, keep, sample, moments, ..purpose }
         });
         say_memory(ctx, model.memory().map_err(failed)?);
         let size = |trainable: bool| -> usize {

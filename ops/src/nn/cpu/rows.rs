@@ -264,6 +264,24 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: AdamStep
         .for_each(|((p, g), (m, v))| adamw_rows(p, g, m, v, s));
 }
 
+/// Rounds moments to bf16 at random, so that the expected value is the number before: up by the probability of how far it is
+/// beyond the bf16 below. `at` is (seed, stream, which): eight numbers take 16 bits each of the stream's block 2 i + which, two a
+/// word, the lower first; i counts the eights.
+pub fn round_at_random(x: &mut [f32], (seed, stream, which): (u64, u64, u64)) {
+    let one = |(i, eight): (usize, &mut [f32])| {
+        let words = crate::rng::block(seed, stream, 2 * i as u64 + which);
+        for (e, x) in eight.iter_mut().enumerate() {
+            let random = words[e / 2] >> (16 * (e % 2)) & 0xffff;
+            *x = f32::from_bits((x.to_bits() + random) & 0xffff_0000);
+        }
+    };
+    if x.len() < PARALLEL {
+        x.chunks_mut(8).enumerate().for_each(one);
+    } else {
+        x.par_chunks_mut(8).enumerate().for_each(one);
+    }
+}
+
 versions! {
 fn squares(x: &[f32]) -> f64 {
     let mut lanes = [0f64; LANES];
