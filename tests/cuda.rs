@@ -396,6 +396,12 @@ fn a_model_that_does_not_fit_is_refused_with_what_would_and_nothing_is_lost() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let after = place.ids();
     assert!(before.iter().all(|(step, ids)| after[step] == *ids) && after.contains_key("full"));
+    // With a little more, moments of half the size would do.
+    let ran = run(47, &[]);
+    let says = "what would fit: a smaller `row_tokens`, or `optimizer.moments = \"bfloat16\"`, or `lora`";
+    assert!(ran.code != Some(0) && ran.stderr.contains(says), "{}", ran.stderr);
+    let ran = run(47, &["--set", "step.full.optimizer.moments=bfloat16"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     // No advice that would not help.
     let ran = run(24, &["--force", "lora"]);
     assert!(ran.code != Some(0) && !ran.stderr.contains("or `lora`"), "{}", ran.stderr);

@@ -59,6 +59,11 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or("unknown error").to_owned()
 }
 
+/// An error of getting a device ready, as an op's: a sentence of ours.
+pub fn not_ready(error: candle_core::Error) -> OpError {
+    OpError::failed(first_line(&error))
+}
+
 /// candle's errors as an op's.
 pub fn failed(error: candle_core::Error) -> OpError {
     OpError::failed(format!("tensor operation failed: {error}"))

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::gpu::parts::Purpose;
 use crate::gpu::tape::Keep;
 use crate::model::lora::{self, Lora};
-use crate::model::{self, Model, copy_text_files, failed};
+use crate::model::{self, Model, copy_text_files, not_ready};
 use crate::train::optimizer::Settings;
 use crate::train::schedule::Schedule;
 use crate::train::sft;
@@ -124,7 +124,7 @@ impl<D: Defaults> Training<D> {
             let sample = purpose.sample.filter(|_| D::SAMPLES);
             Purpose { row_tokens, keep, sample, moments, ..purpose }
         });
-        say_memory(ctx, model.memory().map_err(failed)?);
+        say_memory(ctx, model.memory().map_err(not_ready)?);
         let size = |trainable: bool| -> usize {
             let params = model.params().into_iter().filter(|p| p.trainable || !trainable);
             params.map(|p| p.value.elem_count()).sum()

@@ -104,6 +104,7 @@ pub struct Settings {
     /// How both moments are stored. In bfloat16 they take 4 bytes of a parameter instead of 8 on a GPU; results are others, and as
     /// good.
     #[serde(default, skip_serializing_if = "Precision::is_default")]
+    #[schemars(extend("default" = "float32"))]
     pub moments: Precision,
     /// Parameters that are treated otherwise; the first group whose pattern fits a name counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
