@@ -10,6 +10,7 @@ use actloom_ops::gpu::check::{Finding, check};
 use actloom_ops::gpu::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
 use actloom_ops::gpu::engine::Engine;
 use actloom_ops::gpu::parts::{Purpose, Shape};
+use actloom_ops::gpu::plan::Plan;
 use actloom_ops::gpu::reference;
 use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
@@ -214,6 +215,24 @@ fn a_row_as_large_as_was_planned_for_needs_no_more_than_was_reserved_and_a_large
         engine.update(&rule, 1e-3, 2).unwrap().unwrap();
     }
     assert!(all(&same) == all(&engine), "the next update is another in a larger place");
+}
+
+#[test]
+fn room_for_tokens_follows_the_device_and_not_what_others_leave_of_it() {
+    let Some(device) = Machine::open() else { return };
+    let all = device.free().unwrap().1;
+    let shape = Shape::of(&model(&small::qwen3(), 32, 1));
+    let sample = Some(Room { rows: 8, ..Room::default() });
+    let purpose = Purpose { positions: 200, sample, ..Purpose::default() };
+    let plan = |free: usize| Plan::that_fits(&device, &shape, &purpose, free).unwrap();
+    let alone = plan(all);
+    assert!(alone.alone.is_none() && alone.bytes() > all / 2);
+    assert_eq!(plan(all - all / 4), alone, "others use a quarter");
+    let less = plan(all / 2);
+    assert_eq!(less.alone, Some(alone.tokens));
+    assert!(less.bytes() <= all / 2 && less.tokens < alone.tokens);
+    let said = less.to_string();
+    assert!(said.contains(&format!("; {} tokens if nothing else used the device", alone.tokens)), "{said}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! How much memory an engine needs: found by doing the work of the largest row and the largest step without a device.
 //!
-//! Invariant: what is planned is what is used, for the same code asks for it.
+//! Invariants: what is planned is what is used, for the same code asks for it. How many tokens pages have room for, on which depends
+//! what is sampled side by side and so the last bits, is a function of the device and the model; where other programs leave too
+//! little for that, the plan says so.
 
 use candle_core::{Result, bail};
 
@@ -32,10 +34,14 @@ pub struct Plan {
     pub cache: usize,
     /// Tokens that fit into them.
     pub tokens: usize,
+    /// As many would fit into them if nothing else used the device, where that is another number.
+    pub alone: Option<usize>,
 }
 
-/// Share of the free memory that is taken where pages may take all there is.
+/// Share of the memory that is taken where pages may take all there is.
 const SHARE: f64 = 0.6;
+/// A device's memory over what its driver needs of it, generously.
+const DRIVERS: usize = 16;
 
 impl Plan {
     /// The plan that fits into so much free memory and keeps the most of a forward.
@@ -43,19 +49,39 @@ impl Plan {
     /// # Errors
     /// When nothing fits, with what is missing and what would fit; sizes that the kernels do not take.
     pub fn that_fits(device: &dyn Driver, shape: &Shape, purpose: &Purpose, free: usize) -> Result<Plan> {
+        let all = device.free()?.1;
+        let alone = Plan::best(device, shape, purpose, all - all / DRIVERS)?.ok();
+        if let Some(plan) = alone.filter(|plan| plan.bytes() <= free) {
+            return Ok(plan);
+        }
+        let plan = match Plan::best(device, shape, purpose, free)? {
+            Ok(plan) => plan,
+            Err(plan) => {
+                let (name, advice) = (device.name(), Plan::advice(shape, purpose, free));
+                bail!("there is no room for {plan}: {name} has {} of {} free{advice}", gib(free), gib(all))
+            }
+        };
+        Ok(Plan { alone: alone.map(|alone| alone.tokens).filter(|tokens| *tokens != plan.tokens), ..plan })
+    }
+
+    /// The plan for so much memory that keeps the most of a forward, or else the one that needs the least.
+    fn best(
+        device: &dyn Driver,
+        shape: &Shape,
+        purpose: &Purpose,
+        free: usize,
+    ) -> Result<std::result::Result<Plan, Plan>> {
         let mut least = None;
         let levels = [Keep::All, Keep::WithoutMlp, Keep::Inputs];
         for keep in levels.into_iter().filter(|keep| purpose.keep.is_none_or(|only| only == *keep)) {
             let plan = Plan::new(shape, purpose, keep, device.processors(), free)?;
             if plan.bytes() <= free {
-                return Ok(plan);
+                return Ok(Ok(plan));
             }
             least = Some(plan);
         }
         let Some(plan) = least else { bail!("BUG: a forward of which nothing is kept has no backward") };
-        let (name, all) = (device.name(), device.free()?.1);
-        let advice = Plan::advice(shape, purpose, free);
-        bail!("there is no room for {plan}: {name} has {} of {} free{advice}", gib(free), gib(all))
+        Ok(Err(plan))
     }
 
     /// Found by doing, without a device, the work of the largest row and the largest step.
@@ -98,7 +124,7 @@ impl Plan {
         })?;
         let passes = passes.max(dry(&mut |work| work.merge())?);
         let Some(room) = purpose.sample else {
-            return Ok(Plan { keep, parameters, passes, steps: 0, cache: 0, tokens: 0 });
+            return Ok(Plan { keep, parameters, passes, steps: 0, cache: 0, tokens: 0, alone: None });
         };
         let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
         let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
@@ -122,7 +148,7 @@ impl Plan {
             }
             tokens => tokens,
         };
-        Ok(Plan { keep, parameters, passes, steps, cache: cache_of(tokens)?.0, tokens })
+        Ok(Plan { keep, parameters, passes, steps, cache: cache_of(tokens)?.0, tokens, alone: None })
     }
 
     /// All of it.
@@ -180,6 +206,12 @@ impl std::fmt::Display for Plan {
         if self.cache > 0 {
             let (cache, steps, tokens) = (gib(self.cache), gib(self.steps), self.tokens);
             write!(f, ", or in turn {cache} for keys and values of {tokens} tokens and {steps} for steps")?;
+        }
+        if let Some(alone) = self.alone {
+            write!(
+                f,
+                "; {alone} tokens if nothing else used the device: last bits of what is sampled may be others then"
+            )?;
         }
         Ok(())
     }
