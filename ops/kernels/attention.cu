@@ -94,7 +94,7 @@ __device__ __forceinline__ void hide(float (&s)[TILES][STEP / 8][4], const unsig
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int column = 8 * n + 2 * t + e;
-                    bool seen = unsigned(key + column) <= a && a < end[column] && p < low[column];
+                    bool seen = bool((unsigned(key + column) <= a) & (a < end[column]) & (p < low[column]));
                     if (!seen) s[tile][n][2 * i + e] = -INFINITY;
                 }
         }
@@ -183,6 +183,7 @@ __device__ __forceinline__ void forward(const Attention &a, bf16 *out, float *ls
         }
     }
     copy_wait<0>();
+    sync_block();
 
     float inverse[TILES][2];
 #pragma unroll
@@ -271,6 +272,7 @@ __device__ __forceinline__ void backward_queries(const Attention &a, bf16 *dq, l
         }
     }
     copy_wait<0>();
+    sync_block();
     float by[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) by[tile][0] = by[tile][1] = a.scale;
@@ -376,7 +378,7 @@ __device__ __forceinline__ void backward_keys(const Attention &a, bf16 *dk, bf16
 #pragma unroll
                         for (int e = 0; e < 2; e++) {
                             int column = 8 * n + 2 * t + e, at = first + column;
-                            bool seen = k0 + key <= at && unsigned(at) < key_end && position_now[column] < key_low;
+                            bool seen = bool((k0 + key <= at) & (unsigned(at) < key_end) & (position_now[column] < key_low));
                             if (!seen) s[tile][n][2 * i + e] = -INFINITY;
                         }
                 }

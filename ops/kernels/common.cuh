@@ -49,10 +49,16 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// What this thread wrote before is seen by whoever sees what it writes after.
-__device__ __forceinline__ void fence() { __threadfence(); }
-// Adds one, as no two threads at once; returns what was there.
-__device__ __forceinline__ unsigned count_up(unsigned *at) { return atomicAdd(at, 1u); }
+// 1 / (1 + e^-x) to about three units of the last place.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+// Adds one, as no two threads at once; returns what was there. What this thread and, before a barrier, its block have written is
+// seen by whoever counts after it.
+__device__ __forceinline__ unsigned count_up(unsigned *at) {
+    unsigned was;
+    asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], 1;" : "=r"(was) : "l"(at) : "memory");
+    return was;
+}
 // What other blocks of the same launch wrote.
 __device__ __forceinline__ float load_past_l1(const float *from) { return __ldcg(from); }
 __device__ __forceinline__ float4 load_past_l1(const float4 *from) { return __ldcg(from); }

@@ -15,7 +15,7 @@ struct alignas(16) Stats {
     float logp, entropy, lse, max;
 };
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 2)
     head_stats(Stats *stats, const float *logits, const unsigned *targets, int v, long stride, float temperature) {
     __shared__ float scratch[WARP];
     const float *z = logits + blockIdx.x * stride;

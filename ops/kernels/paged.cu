@@ -63,12 +63,10 @@ __device__ __forceinline__ void combine(const Decode &a, int kv, int batch, int 
     __shared__ float weights[GROUP * MOST_SPLITS];
     __shared__ bool last;
     int group = a.h / a.hk, lane = threadIdx.x % WARP;
-    fence();
     sync_block();
     if (threadIdx.x == 0) last = count_up(a.done + batch * a.hk + kv) == unsigned(active - 1);
     sync_block();
     if (!last) return;
-    fence();
     for (int first = 0; first < group; first += GROUP) {
         int heads = group - first < GROUP ? group - first : GROUP;
         long row = long(batch) * a.h + kv * group + first;

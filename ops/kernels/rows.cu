@@ -14,7 +14,7 @@
 #include "philox.cuh"
 
 // Tokens of a block in the gradients of norms: `partial` has a row for each.
-constexpr int NORM_ROWS = 16;
+constexpr int NORM_ROWS = 8;
 // Tokens of a block in `column_sums`.
 constexpr int SUM_ROWS = 64;
 
@@ -62,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 }
 
 // Gradient of y = norm(x) w, given x and the root: dx = (residual +) root (dy w - x c) with c = root^2 mean(dy w x); `residual`
-// is a gradient that reaches x beside the norm. A row of `partial` (ceil(n / 16), width) gets the sum of dy x root over 16
-// tokens; null where w is frozen. dx may be dy, x or residual. Grid ceil(n / 16), block as `rms_norm`.
+// is a gradient that reaches x beside the norm. A row of `partial` (ceil(n / 8), width) gets the sum of dy x root over 8
+// tokens; null where w is frozen. dx may be dy, x or residual. Grid ceil(n / 8), block as `rms_norm`.
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm_backward(bf16 *dx, float *partial, const bf16 *dy, const bf16 *x, const float *w, const float *root,
                       const bf16 *residual, int n, int width) {
@@ -75,11 +75,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     int first = blockIdx.x * NORM_ROWS, last = min(first + NORM_ROWS, n);
     for (int row = first; row < last; row++) {
         long at = long(row) * width + i;
-        float g[8] = {}, v[8] = {};
+        float g[8] = {}, v[8] = {}, other[8] = {};
         float product = 0, r = root[row];
         if (mine) {
             load(g, dy + at);
             load(v, x + at);
+            if (residual) load(other, residual + at);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
                 dw[e] += g[e] * r * v[e];
@@ -89,8 +90,6 @@ extern "C" __global__ void __launch_bounds__(1024)
         }
         float c = block_sum(product, scratch) * r * r / width;
         if (mine) {
-            float other[8] = {};
-            if (residual) load(other, residual + at);
 #pragma unroll
             for (int e = 0; e < 8; e++) g[e] = other[e] + r * (g[e] - v[e] * c);
             store(dx + at, g);
@@ -264,9 +263,9 @@ extern "C" __global__ void __launch_bounds__(1024)
 }
 
 // Gradient of `norm_rotate`: from dout to dqkv, which may be dout; qkv is the forward's input, null without norms. The values'
-// gradient is copied where `with_v`. Rows of q_partial (ceil(n / 16), d, or h d where `whole`) and k_partial (.., d, or hk d) get
-// the sums of the weights' gradients over 16 tokens; null where they are frozen or there are none.
-// Grid ceil(n / 16), block as `norm_rotate` but at most 640, 32 bytes of shared memory a thread where there are sums over heads.
+// gradient is copied where `with_v`. Rows of q_partial (ceil(n / 8), d, or h d where `whole`) and k_partial (.., d, or hk d) get
+// the sums of the weights' gradients over 8 tokens; null where they are frozen or there are none.
+// Grid ceil(n / 8), block as `norm_rotate` but at most 640, 32 bytes of shared memory a thread where there are sums over heads.
 extern "C" __global__ void __launch_bounds__(640)
     norm_rotate_backward(bf16 *dqkv, float *q_partial, float *k_partial, const bf16 *dout, const bf16 *qkv, const float *q_norm,
                          const float *k_norm, const float *cos, const float *sin, const unsigned *positions, int n, int h, int hk,
@@ -387,7 +386,7 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu(bf16 *y, const bf16 *x
         load(g, gate);
         load(u, gate + width);
 #pragma unroll
-        for (int e = 0; e < 8; e++) g[e] = g[e] / (1.0f + expf(-g[e])) * u[e];
+        for (int e = 0; e < 8; e++) g[e] = g[e] * sigmoid(g[e]) * u[e];
         store(y + long(row) * width + i, g);
     }
 }
@@ -407,9 +406,8 @@ extern "C" __global__ void __launch_bounds__(1024)
         float out[8];
 #pragma unroll
         for (int e = 0; e < 8; e++) {
-            float under = 1.0f + expf(-g[e]);
-            float s = 1.0f / under;
-            out[e] = g[e] / under * u[e];
+            float s = sigmoid(g[e]);
+            out[e] = g[e] * s * u[e];
             u[e] = d[e] * u[e] * s * (1.0f + g[e] * (1.0f - s));
             g[e] = d[e] * g[e] * s;
         }

@@ -248,8 +248,12 @@ __device__ __forceinline__ int narrow(Interval &in, const Source &source, float 
         unsigned k = key_of(z);
         if (k < in.low || k >= in.high) continue;
         uint64_t x = measure(z);
+        // the keys descend, and the last is `low`
+        sums[CUTS - 1] += x;
+        pairs[(CUTS - 1) / 2] += 1u << 16 * ((CUTS - 1) % 2);
+        if (k < at[CUTS - 2]) continue;
 #pragma unroll
-        for (int j = 0; j < CUTS; j++) {
+        for (int j = 0; j < CUTS - 1; j++) {
             if (k >= at[j]) {
                 sums[j] += x;
                 pairs[j / 2] += 1u << 16 * (j % 2);
@@ -399,10 +403,11 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
     if (!greedy || held) {
         auto measure = [=](int i) {
-            float z = source.at(i), w = weight.of(z);
+            float z = source.at(i);
             unsigned key = key_of(z);
-            bool stays = z >= rule.least && (key > rule.key || (key == rule.key && i <= rule.last)) && w >= rule.share;
-            return stays ? units(w) : 0;
+            if (!(z >= rule.least && (key > rule.key || (key == rule.key && i <= rule.last)))) return uint64_t(0);
+            float w = weight.of(z);
+            return w >= rule.share ? units(w) : uint64_t(0);
         };
         all = part_sums(0, source.n, measure, room.sums);
         if (!greedy && all > 0) {

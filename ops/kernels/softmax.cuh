@@ -20,7 +20,7 @@ struct Softmax {
 // `block_sum`. Every thread gets the result.
 template <bool ENTROPY>
 __device__ __forceinline__ Softmax softmax(const float *z, int v, float factor, float *scratch) {
-    constexpr int DEEP = 4;  // vectors of four that are on their way together
+    constexpr int DEEP = 2;  // vectors of four that are on their way together
     float top = -INFINITY, sum = 0, weighted = 0;
     for (long first = threadIdx.x * 4; first < v; first += long(blockDim.x) * 4 * DEEP) {
         float x[DEEP][4];

@@ -17,6 +17,8 @@ const SHARED: usize = 98_304;
 const GROUP: usize = 8;
 /// Blocks that share a sequence's pages, at most.
 pub const SPLITS: usize = 64;
+/// Pages that a block reads alone where some sequence may have more.
+const LONG: usize = 32;
 
 /// Where the caches of all layers are.
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +75,11 @@ impl Batch {
         (4 * all * heads.d, 8 * all, 4 * rows * heads.hk)
     }
 
-    /// Blocks that share a sequence's pages on a device of so many processors: two for each.
-    pub fn splits(rows: usize, heads: Qkv, processors: usize) -> usize {
-        (2 * processors / (rows * heads.hk).max(1)).clamp(1, SPLITS)
+    /// Blocks that share a sequence's pages on a device of so many processors: two for each, and more where one sequence may be
+    /// much longer than the others.
+    pub fn splits(rows: usize, max_pages: usize, heads: Qkv, processors: usize) -> usize {
+        let filling = 2 * processors / (rows * heads.hk).max(1);
+        filling.max(max_pages / LONG).clamp(1, SPLITS)
     }
 }
 

@@ -103,7 +103,14 @@ impl Engine {
             None => None,
             Some(room) => {
                 let room = Room { tokens: plan.tokens, ..*room };
-                let cache = Cache::reserve(&*device, &mut arena, parts.layers.len(), parts.sizes.heads, &room)?;
+                let cache = Cache::reserve(
+                    &*device,
+                    &mut arena,
+                    parts.layers.len(),
+                    parts.sizes.heads,
+                    &room,
+                    purpose.positions,
+                )?;
                 Some((cache, Pool::new(cache.pages)))
             }
         };

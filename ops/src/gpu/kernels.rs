@@ -11,7 +11,7 @@ const WARP: usize = 32;
 /// Threads of blocks whose kernels take any number.
 const BLOCK: usize = 256;
 /// Tokens whose sums of a norm's gradient are one row, and those of a bias's.
-const NORM_ROWS: usize = 16;
+const NORM_ROWS: usize = 8;
 const BIAS_ROWS: usize = 64;
 /// Blocks of a grid's second side, at most.
 const SIDE: usize = 65_535;

@@ -129,7 +129,8 @@ impl Plan {
         let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
         let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
             let mut arena = Arena::dry();
-            let cache = Cache::reserve(&device, &mut arena, layers, heads, &Room { tokens, ..room })?;
+            let cache =
+                Cache::reserve(&device, &mut arena, layers, heads, &Room { tokens, ..room }, purpose.positions)?;
             Ok((arena.peak(), cache))
         };
         let enough = cache_of(purpose.positions * 2 + room.chunk)?.1;

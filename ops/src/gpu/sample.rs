@@ -187,15 +187,23 @@ fn pages(room: &Room) -> usize {
 }
 
 impl Cache {
-    /// Room for pages of all layers.
+    /// Room for pages of all layers, for sequences of so many positions.
     ///
     /// # Errors
     /// When it does not fit; the device's.
-    pub fn reserve(device: &dyn Driver, arena: &mut Arena, layers: usize, heads: Qkv, room: &Room) -> Result<Cache> {
+    pub fn reserve(
+        device: &dyn Driver,
+        arena: &mut Arena,
+        layers: usize,
+        heads: Qkv,
+        room: &Room,
+        positions: usize,
+    ) -> Result<Cache> {
         let pages = pages(room);
         let layer = 2 * pages * PAGE * heads.hk * heads.d;
         let (k, v) = (arena.keep(layers * layer)?, arena.keep(layers * layer)?);
-        let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, heads, device.processors()), heads);
+        let longest = bucket(1, positions.div_ceil(PAGE)).1;
+        let most = |rows: usize| Batch::bytes(rows, Batch::splits(rows, longest, heads, device.processors()), heads);
         let sizes = (1..=room.rows.next_power_of_two())
             .map(most)
             .fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
@@ -333,7 +341,7 @@ impl Work<'_> {
             pages: base.plus(step.table),
             max_pages: p,
             lengths: base.plus(step.lengths),
-            splits: Batch::splits(b, heads, self.device.processors()),
+            splits: Batch::splits(b, p, heads, self.device.processors()),
             parts: cache.parts,
             stats: cache.stats,
             done: cache.done,
@@ -468,7 +476,7 @@ impl Work<'_> {
             pages: base.plus(table_at),
             max_pages,
             lengths: base.plus(lengths_at),
-            splits: Batch::splits(rows, heads, self.device.processors()),
+            splits: Batch::splits(rows, max_pages, heads, self.device.processors()),
             parts: cache.parts,
             stats: cache.stats,
             done: cache.done,
