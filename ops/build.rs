@@ -46,7 +46,11 @@ fn main() {
                 nvcc.display()
             ),
         }
-        images.push(format!("    include_bytes!({:?}) as &[u8],\n", image.display().to_string()));
+        // as aligned as nvcc's own programs have it
+        images.push(format!(
+            "    {{\n        #[repr(C, align(64))]\n        struct Aligned<T: ?Sized>(T);\n        const IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({:?}));\n        &IMAGE.0\n    }},\n",
+            image.display().to_string()
+        ));
     }
     let list = format!("[\n{}]\n", images.concat());
     fs::write(out.join("kernels.rs"), list).unwrap_or_else(|e| panic!("cannot write the list of kernels: {e}"));

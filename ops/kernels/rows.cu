@@ -419,12 +419,16 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 // --- 5. Rows by index ---------------------------------------------------------------------------------------------------
 
-// out (n, width) = the rows `ids` (n) of table (.., width): an embedding, or a selection. Width a multiple of 8; grid (n,
-// ceil(width / 8 / block)).
-extern "C" __global__ void __launch_bounds__(1024) gather_rows(bf16 *out, const bf16 *table, const unsigned *ids, int width) {
+// out (n, width) = the rows `ids` (n) of table (.., width): an embedding, or a selection. Where the highest bit of an id is set, the
+// rest is a place of `drawn` that has the id; null where no id is such a place. Width a multiple of 8; grid (n, ceil(width / 8 /
+// block)).
+extern "C" __global__ void __launch_bounds__(1024)
+    gather_rows(bf16 *out, const bf16 *table, const unsigned *ids, const unsigned *drawn, int width) {
     int i = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if (i >= width) return;
-    const bf16 *from = table + long(ids[blockIdx.x]) * width + i;
+    unsigned id = ids[blockIdx.x];
+    if (drawn && id >> 31) id = drawn[id & 0x7fffffffu];
+    const bf16 *from = table + long(id) * width + i;
     bf16 *to = out + long(blockIdx.x) * width + i;
     check_aligned(from);
     check_aligned(to);

@@ -16,9 +16,9 @@ use actloom_ops::gpu::sample::{Feed, Room};
 use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
 use actloom_ops::infer::sampling::Draw;
-use actloom_ops::infer::{Completion, Request, Sampling, Tokens, complete};
+use actloom_ops::infer::{Choice, Completion, Request, Sampling, Tokens, complete};
 use actloom_ops::model::lora::{Lora, attach, set_dropout};
-use actloom_ops::model::{Model, Target};
+use actloom_ops::model::{Model, Step, Target};
 use actloom_ops::nn::Packing;
 use actloom_ops::nn::layer::TokenStats;
 use actloom_ops::rng::Rng;
@@ -419,6 +419,86 @@ fn tokens_that_a_device_draws_are_the_processors_and_a_recorded_step_draws_the_s
     let counts = counts.lock().unwrap();
     assert_eq!(counts.reserved, 1, "memory is reserved once");
     assert!(counts.replayed > 10, "{} steps were replayed", counts.replayed);
+    // two runs of twelve tokens, of which the host looks at all but the last a step late
+    assert!(counts.waited_late >= 20, "tokens were looked at late {} times", counts.waited_late);
+}
+
+/// Answers end with this token.
+const END: u32 = 5;
+
+struct Ends;
+
+impl Tokens for Ends {
+    fn eos(&self) -> &[u32] {
+        &[END]
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, OpError> {
+        Ok(format!("{ids:?}"))
+    }
+}
+
+#[test]
+fn a_step_that_begins_before_the_last_ones_tokens_are_seen_changes_nothing() {
+    let Some(device) = Machine::open() else { return };
+    let mut model = model(&small::qwen3(), 32, 21);
+    model.set_gpu(std::sync::Arc::new(device));
+    model.on_device_for(|_| Purpose {
+        row_tokens: 64,
+        positions: 40,
+        sample: Some(Room { rows: 4, chunk: 64, tokens: 1024, reading: 128 }),
+        ..Purpose::default()
+    });
+    model.config.max_positions = 40;
+    // some end by themselves, some by their length, one where positions end, and one is held to a list
+    let choice = std::sync::Arc::new(Choice::new([vec![7, 8, 9], vec![7, 8, 3, 2], vec![4, 4]], END).unwrap());
+    let prompts: Vec<Vec<u32>> =
+        (0..9).map(|i| small::ids(&mut Rng::at(i, &[]), if i == 4 { 30 } else { 4 + i as usize }, 67)).collect();
+    let requests = || -> Vec<Request> {
+        let one = |(i, prompt): (usize, &Vec<u32>)| {
+            let sampling = Sampling::plain(1.5, if i % 3 == 0 { 6 + i } else { 40 });
+            let choice = (i == 6).then(|| choice.clone());
+            Request { choice, ..Request::new(prompt.clone(), sampling, Rng::at(5, &[i as u64])) }
+        };
+        prompts.iter().enumerate().map(one).collect()
+    };
+    let got = complete(&model, &Ends, requests(), &|| false).unwrap();
+    let again = complete(&model, &Ends, requests(), &|| false).unwrap();
+    let mut ends = std::collections::BTreeSet::new();
+    for (i, ((got, again), mut request)) in got.iter().zip(&again).zip(requests()).enumerate() {
+        assert_eq!((&got.ids, &got.logps), (&again.ids, &again.logps), "request {i}, the second time");
+        ends.insert(format!("{:?}", got.finish));
+        let seen: Vec<u32> = prompts[i].iter().chain(&got.ids[..got.ids.len() - 1]).copied().collect();
+        assert_eq!(got.sequence.ids(), seen, "request {i}");
+        if request.choice.is_some() {
+            assert!([&[7, 8, 9, END][..], &[7, 8, 3, 2, END], &[4, 4, END]].contains(&got.ids.as_slice()));
+            continue;
+        }
+        // alone, each step after the other
+        let mut sequence = model.sequence();
+        let (mut new, mut ids, mut logps) = (prompts[i].clone(), Vec::new(), Vec::new());
+        loop {
+            let draw = Draw { settings: request.sampling.clone(), open: None, place: request.rng.place() };
+            request.rng.uniform();
+            let steps = vec![Step { sequence: &mut sequence, new: &new, logits: true }];
+            let drawn = model.draw(steps, &[draw], None).unwrap().wait().unwrap()[0];
+            ids.push(drawn.id);
+            logps.push(drawn.logp);
+            if drawn.id == END || ids.len() == request.sampling.max_tokens || sequence.len() + 1 == 40 {
+                break;
+            }
+            new = vec![drawn.id];
+        }
+        assert_eq!(got.ids, ids, "request {i}");
+        let off = distance(&got.logps, &logps);
+        assert!(off < 0.02, "log-probabilities of request {i} are {off} off");
+    }
+    assert_eq!(ends.into_iter().collect::<Vec<_>>(), ["Context", "End", "Length"]);
+    // pages that a step too many took are given back: there are 20
+    drop((got, again));
+    for _ in 0..4 {
+        complete(&model, &Ends, requests(), &|| false).unwrap();
+    }
 }
 
 #[test]

@@ -412,8 +412,17 @@ static void tables(int n, int vocabulary, int width, unsigned threads) {
     std::string of = std::to_string(n) + " of " + std::to_string(vocabulary) + " x " + std::to_string(width);
     unsigned columns = parts(width / 8, threads);
     auto out = poisoned<bf16>(n * width);
-    launch(Dim(n, columns), threads, 0, 1, [&] { gather_rows(out.data(), table.data(), ids.data(), width); });
+    launch(Dim(n, columns), threads, 0, 1, [&] { gather_rows(out.data(), table.data(), ids.data(), nullptr, width); });
     holds("gather_rows " + of, same(out, want));
+    // every second id was drawn, and stands elsewhere in another order
+    auto mixed = ids, drawn = ids;
+    for (int r = 0; r < n; r++) {
+        drawn[n - 1 - r] = ids[r];
+        if (r % 2) mixed[r] = 0x80000000u | unsigned(n - 1 - r);
+    }
+    out = poisoned<bf16>(n * width);
+    launch(Dim(n, columns), threads, 0, 1, [&] { gather_rows(out.data(), table.data(), mixed.data(), drawn.data(), width); });
+    holds("gather_rows of drawn ids " + of, same(out, want));
     launch(Dim(tokens.size(), columns), threads, 0, 1, [&] {
         embedding_backward(dtable.data(), dy.data(), order.data(), starts.data(), tokens.data(), width);
     });

@@ -12,7 +12,6 @@ use std::cell::Cell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
-use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -20,6 +19,7 @@ use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys as lts};
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, sys};
 use candle_core::{CudaDevice, Device, Result, bail};
 
+use super::copies::{self, Copies};
 use super::driver::{Address, Arg, Driver, Element, Form, Launch, Product, Recorded, STRUCT, Ticket};
 use super::products::Choices;
 
@@ -36,7 +36,7 @@ const WORKSPACE: usize = 32 << 20;
 /// Static and dynamic shared memory up to this needs no permission.
 const SHARED_FREELY: u32 = 48 << 10;
 
-fn failed<T, E: std::fmt::Debug>(what: impl Fn() -> String, result: std::result::Result<T, E>) -> Result<T> {
+pub(super) fn failed<T, E: std::fmt::Debug>(what: impl Fn() -> String, result: std::result::Result<T, E>) -> Result<T> {
     match result {
         Ok(value) => Ok(value),
         Err(error) => bail!("{}: {error:?}", what()),
@@ -58,7 +58,7 @@ struct Key {
     strides: (usize, usize, usize),
     out: Element,
     add: bool,
-    /// Alignments of the three addresses, in bytes, 16 at most.
+    /// Alignments of the three addresses, in bytes, 256 at most.
     aligned: [u32; 3],
 }
 
@@ -97,8 +97,6 @@ impl Drop for Plan {
 struct Known {
     functions: HashMap<&'static str, Function>,
     plans: HashMap<Key, Plan>,
-    /// Pinned memory that no ticket holds.
-    pinned: Vec<Pinned>,
     /// Algorithms that another run takes too, where somebody asked for that.
     choices: Option<Choices>,
 }
@@ -113,12 +111,13 @@ pub struct Cuda {
     lt: lts::cublasLtHandle_t,
     workspace: sys::CUdeviceptr,
     known: Mutex<Known>,
+    copies: Arc<Copies>,
     turns: Turns,
 }
 
 /// Whose turn it is: everybody's, or that of the thread that records.
 #[derive(Clone, Default)]
-struct Turns(Arc<RwLock<()>>);
+pub(super) struct Turns(Arc<RwLock<()>>);
 
 thread_local! {
     static RECORDS: Cell<bool> = const { Cell::new(false) };
@@ -126,7 +125,7 @@ thread_local! {
 
 impl Turns {
     /// Held while something is asked of the stream.
-    fn take(&self) -> Option<RwLockReadGuard<'_, ()>> {
+    pub(super) fn take(&self) -> Option<RwLockReadGuard<'_, ()>> {
         (!RECORDS.get()).then(|| self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -179,6 +178,11 @@ impl Cuda {
             Ok(count) => bail!("there are {count} devices here, counted from 0"),
             Err(error) => bail!("there is no driver or no GPU ({:?})", error.0),
         }
+        // SAFETY: a number; 1 where there is no such library
+        let version = unsafe { lts::cublasLtGetVersion() } as u64;
+        if version < 10_000 {
+            bail!("the library cublasLt of CUDA was not found: name its folder in CUDA_LAZY_PATH or LD_LIBRARY_PATH");
+        }
         let Device::Cuda(device) = Device::new_cuda_with_stream(ordinal)? else {
             bail!("BUG: candle made another device than a CUDA device")
         };
@@ -193,14 +197,17 @@ impl Cuda {
                 "{name} has compute capability {major}.{minor}, expected 8.0 or later: the kernels compute in bfloat16"
             );
         }
-        // SAFETY: the pool is the device's own; the attribute takes 64 bits
-        unsafe {
-            let pool =
-                failed(|| "the memory pool".to_owned(), result::device::get_default_mem_pool(context.cu_device()))?;
-            let mut keep = u64::MAX;
-            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            let set = result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast());
-            failed(|| "keeping the pool's memory".to_owned(), set)?;
+        let pools = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+        if context.attribute(pools).is_ok_and(|has| has > 0) {
+            // candle's tensors come from it. SAFETY: the pool is the device's own; the attribute takes 64 bits
+            unsafe {
+                let pool =
+                    failed(|| "the memory pool".to_owned(), result::device::get_default_mem_pool(context.cu_device()))?;
+                let mut keep = u64::MAX;
+                let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+                let set = result::mem_pool::set_attribute(pool, attribute, (&raw mut keep).cast());
+                failed(|| "keeping the pool's memory".to_owned(), set)?;
+            }
         }
         let load = |image: &&[u8]| {
             // SAFETY: an image that nvcc made
@@ -213,8 +220,6 @@ impl Cuda {
         let workspace = failed(|| "memory for products".to_owned(), unsafe { result::malloc_sync(WORKSPACE) })?;
         let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = failed(|| "the device's size".to_owned(), context.attribute(attribute))? as usize;
-        // SAFETY: a number
-        let version = unsafe { lts::cublasLtGetVersion() } as u64;
         let file = std::env::var_os(CHOICES).filter(|path| !path.is_empty());
         let choices = file.map(|path| Choices::open(path.into(), &name, version)).transpose()?;
         let name = format!("{name} (cuda:{ordinal}, compute capability {major}.{minor})");
@@ -222,6 +227,7 @@ impl Cuda {
             name,
             processors,
             device,
+            copies: Copies::new(stream.clone()),
             stream,
             modules,
             lt,
@@ -237,7 +243,7 @@ impl Cuda {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     fn bind(&self) -> Result<()> {
@@ -440,6 +446,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
         *known = Known::default();
+        self.copies.clear();
         // SAFETY: nothing was asked for that has not run once the stream is idle, and nothing uses these any more
         unsafe {
             let _ = self.stream.synchronize();
@@ -452,59 +459,13 @@ impl Drop for Cuda {
     }
 }
 
-/// The largest power of two, 16 at most, that divides an address.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The largest power of two, 256 at most, that divides an address.
 fn alignment(at: Address) -> u32 {
-    1 << at.0.trailing_zeros().min(4)
-}
-
-/// Memory of the host that the device copies into by itself.
-struct Pinned {
-    at: *mut c_void,
-    bytes: usize,
-}
-
-// SAFETY: memory like other memory
-unsafe impl Send for Pinned {}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: made by `malloc_host`, and no copy is on its way
-        unsafe {
-            let _ = result::free_host(self.at);
-        }
-    }
-}
-
-struct Later<'a> {
-    cuda: &'a Cuda,
-    event: sys::CUevent,
-    memory: ManuallyDrop<Pinned>,
-    bytes: usize,
-}
-
-impl Ticket for Later<'_> {
-    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
-        self.cuda.bind()?;
-        let _turn = self.cuda.turns.take();
-        // SAFETY: the event is this ticket's own, and after it the memory holds the bytes
-        unsafe {
-            failed(|| "waiting for a copy".to_owned(), result::event::synchronize(self.event))?;
-            Ok(std::slice::from_raw_parts(self.memory.at.cast::<u8>(), self.bytes).to_vec())
-        }
-    }
-}
-
-impl Drop for Later<'_> {
-    fn drop(&mut self) {
-        let _turn = self.cuda.turns.take();
-        // SAFETY: the copy is over after the event, whether or not somebody waited before; the memory is taken once
-        unsafe {
-            let _ = result::event::synchronize(self.event);
-            let _ = result::event::destroy(self.event);
-            let memory = ManuallyDrop::take(&mut self.memory);
-            self.cuda.known().pinned.push(memory);
-        }
-    }
+    1 << at.0.trailing_zeros().min(8)
 }
 
 struct Graph(Mutex<CudaGraph>, Turns);
@@ -592,6 +553,9 @@ impl Driver for Cuda {
     }
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.bind()?;
         let _turn = self.turns.take();
         // SAFETY: the caller's promise
@@ -600,14 +564,24 @@ impl Driver for Cuda {
     }
 
     unsafe fn write(&self, to: Address, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         let _turn = self.turns.take();
+        if from.len() <= copies::MOST {
+            // SAFETY: the caller's promise
+            return unsafe { self.copies.write(to, from) };
+        }
         // SAFETY: the caller's promise; what is not pinned is read before the call returns
         let done = unsafe { result::memcpy_htod_async(to.0, from, self.stream.cu_stream()) };
         failed(|| format!("writing {} bytes to the device", from.len()), done)
     }
 
     unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         let turn = self.turns.take();
         // SAFETY: the caller's promise; nobody looks before the wait
@@ -617,33 +591,17 @@ impl Driver for Cuda {
         self.wait()
     }
 
-    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
+    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket>> {
         self.bind()?;
         let _turn = self.turns.take();
-        let what = || format!("reading {bytes} bytes from the device");
-        let mut known = self.known();
-        let memory = match known.pinned.iter().position(|p| p.bytes >= bytes) {
-            Some(at) => known.pinned.swap_remove(at),
-            None => {
-                let bytes = bytes.next_power_of_two().max(4096);
-                // SAFETY: freed with `Pinned`
-                Pinned { at: failed(what, unsafe { result::malloc_host(bytes, 0) })?, bytes }
-            }
-        };
-        drop(known);
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let event = failed(what, result::event::create(flags))?;
-        let ticket = Box::new(Later { cuda: self, event, memory: ManuallyDrop::new(memory), bytes });
-        // SAFETY: the ticket owns the memory until the event
-        unsafe {
-            let to = std::slice::from_raw_parts_mut(ticket.memory.at.cast::<u8>(), bytes);
-            failed(what, result::memcpy_dtoh_async(to, from.0, self.stream.cu_stream()))?;
-            failed(what, result::event::record(event, self.stream.cu_stream()))?;
-        }
-        Ok(ticket)
+        // SAFETY: the caller's promise
+        unsafe { self.copies.read(from, bytes, self.turns.clone()) }
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.bind()?;
         let _turn = self.turns.take();
         // SAFETY: the caller's promise

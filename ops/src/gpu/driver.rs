@@ -248,7 +248,7 @@ impl Product {
 }
 
 /// A copy to the host that is on its way.
-pub trait Ticket {
+pub trait Ticket: Send {
     /// Waits for it.
     ///
     /// # Errors
@@ -315,11 +315,11 @@ pub trait Driver: Send + Sync {
     /// As [`Driver::launch`].
     unsafe fn read(&self, from: Address, to: &mut [u8]) -> Result<()>;
 
-    /// As [`Driver::read`], without waiting; later work may not write there before the ticket's wait is over.
+    /// As [`Driver::read`], without waiting; later work may write there.
     ///
     /// # Safety
     /// As [`Driver::launch`].
-    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>>;
+    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket>>;
 
     /// # Safety
     /// As [`Driver::launch`].
@@ -395,7 +395,7 @@ impl Driver for Dry {
         Ok(())
     }
 
-    unsafe fn read_later(&self, _from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
+    unsafe fn read_later(&self, _from: Address, bytes: usize) -> Result<Box<dyn Ticket>> {
         Ok(Box::new(Zeros(bytes)))
     }
 

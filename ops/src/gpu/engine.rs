@@ -18,7 +18,7 @@ use super::memory::{Arena, Mark};
 use super::pages::{Held, Pool};
 use super::parts::{Parts, Purpose, Shape, windows};
 use super::plan::Plan;
-use super::sample::{Bucket, Cache, Decoding, Feed, Room, bucket, draw_from, drawn};
+use super::sample::{Bucket, Cache, Decoding, Feed, Flight, Room, bucket, draw_into, row_of};
 use super::update::{Rule, Update};
 use super::work::Work;
 use crate::infer::sampling::{Draw, Drawn};
@@ -47,8 +47,10 @@ pub struct Engine {
     ceiling: Mark,
     /// Nothing but pages was written where pages stand.
     clean: bool,
-    /// Decoding steps by their bucket.
-    recorded: HashMap<Bucket, Arc<dyn Recorded>>,
+    /// Decoding steps by their bucket; `None` where the device would not record.
+    recorded: HashMap<Bucket, Option<Arc<dyn Recorded>>>,
+    /// The step whose tokens are where the next looks for them; 0: none.
+    last: u64,
     /// Windows that layers have.
     windows: Vec<Option<usize>>,
     /// What additions drop in training, in the order of the shape's.
@@ -131,6 +133,7 @@ impl Engine {
             ceiling,
             clean: true,
             recorded: HashMap::new(),
+            last: 0,
             windows,
             dropped: Vec::new(),
         })
@@ -232,7 +235,7 @@ impl Engine {
             }
             return self.within(self.ceiling, work);
         }
-        self.clean = false;
+        (self.clean, self.last) = (false, 0);
         self.within(self.floor, work)
     }
 
@@ -354,51 +357,93 @@ impl Engine {
         })
     }
 
-    /// New tokens of sequences, and a token drawn for each of those that want logits.
+    /// New tokens of sequences, and a token drawn for each of those that want logits. Tokens of the flight `before` may be among
+    /// the new ones, by [`super::sample::just_drawn`], before anybody has waited for it.
     ///
     /// # Errors
     /// As [`Engine::advance`]; a list of allowed tokens that is empty.
     ///
     /// # Panics
     /// As [`Engine::advance`].
-    pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
-        let one = |feed: &Feed<'_>| feed.logits && feed.new.len() == 1;
-        if !feeds.is_empty() && feeds.iter().all(one) && draws.iter().all(|draw| draw.open.is_none()) {
-            return self.decode(feeds, draws);
+    pub fn draw(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw], before: Option<&mut Flight>) -> Result<Flight> {
+        let unseen = feeds.iter().any(|feed| feed.new.iter().any(|id| row_of(*id).is_some()));
+        match before {
+            Some(before) if unseen && before.number != self.last => {
+                // somebody else has drawn meanwhile: the tokens come over the host
+                let drawn = before.wait()?;
+                let known: Vec<Vec<u32>> = feeds
+                    .iter()
+                    .map(|feed| feed.new.iter().map(|id| row_of(*id).map_or(*id, |row| drawn[row].id)).collect())
+                    .collect();
+                let feeds = feeds.iter_mut().zip(&known);
+                let mut feeds: Vec<Feed<'_>> =
+                    feeds.map(|(f, new)| Feed { held: &mut *f.held, new, logits: f.logits }).collect();
+                self.drawing(&mut feeds, draws)
+            }
+            None if unseen => panic!("BUG: a token of no step"),
+            _ => self.drawing(feeds, draws),
         }
-        self.step(|work, cache| match work.advance(cache, feeds)? {
-            Some(logits) => draw_from(work.device, work.arena, logits, draws),
-            None => Ok(Vec::new()),
-        })
+    }
+
+    /// [`Engine::draw`] after the step before.
+    fn drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Flight> {
+        let one = |feed: &Feed<'_>| feed.logits && feed.new.len() == 1;
+        let flight = if !feeds.is_empty() && feeds.iter().all(one) && draws.iter().all(|draw| draw.open.is_none()) {
+            self.decode(feeds, draws)?
+        } else {
+            self.step(|work, cache| match work.advance(cache, feeds)? {
+                Some(logits) => {
+                    let ring = draw_into(work.device, work.arena, logits, draws, cache.tokens)?;
+                    Flight::begin(work.device, ring, draws.len())
+                }
+                None => Ok(Flight::empty()),
+            })?
+        };
+        self.last = flight.number;
+        Ok(flight)
+    }
+
+    /// [`Engine::draw`], waited for.
+    ///
+    /// # Errors
+    /// As [`Engine::draw`].
+    ///
+    /// # Panics
+    /// As [`Engine::advance`].
+    pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
+        self.draw(feeds, draws, None)?.wait().map(<[Drawn]>::to_vec)
     }
 
     /// A token to each sequence, and the next from each: as one piece of work, recorded when a bucket of its size comes first.
-    fn decode(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
+    fn decode(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Flight> {
         self.step(|work, cache| work.grow(cache, feeds).map(|_| ()))?;
         let pages = feeds.iter().map(|feed| feed.held.ids().count()).max().unwrap_or(0);
         let rows: Vec<(u32, &Held)> = feeds.iter().map(|feed| (feed.new[0], &*feed.held)).collect();
         let step = Decoding::new(bucket(rows.len(), pages), &rows, draws);
         let recorded = self.recorded.get(&step.bucket).cloned();
         let known = recorded.is_some();
-        let tokens = self.step(|work, cache| {
+        let flight = self.step(|work, cache| {
             let at = work.place(&step)?;
-            match recorded {
+            match recorded.flatten() {
                 // SAFETY: what was recorded works where this step's numbers are: the arena gives the same places again
                 Some(recorded) => unsafe { recorded.replay()? },
                 None => work.decode(cache, &step, at)?,
             }
-            drawn(work.device, at.1, rows.len())
+            Flight::begin(work.device, at.1, rows.len())
         })?;
         if !known {
             // the first run has loaded the kernels and planned the products, which cannot be done while recording
             let recorded = self.step(|work, cache| {
                 let at = work.place(&step)?;
                 let device = work.device;
-                device.record(&mut || work.decode(cache, &step, at))
+                Ok(device.record(&mut || work.decode(cache, &step, at)))
             })?;
-            self.recorded.insert(step.bucket, recorded.into());
+            if let Err(error) = &recorded {
+                tracing::warn!("decoding steps are asked for one by one, which is slower: {error}");
+            }
+            self.recorded.insert(step.bucket, recorded.ok().map(Arc::from));
         }
-        Ok(tokens)
+        Ok(flight)
     }
 
     /// Sets factors of learning rates and weight decays by name.

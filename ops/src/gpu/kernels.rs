@@ -321,9 +321,16 @@ impl Kernels<'_> {
         self.run("swiglu_backward", by_rows(n, width), &args)
     }
 
-    /// out (n, width) = rows of a table
-    pub fn gather_rows(&self, out: Address, table: Address, ids: Address, n: usize, width: usize) -> Result<()> {
-        let args = [out.into(), table.into(), ids.into(), Arg::int(width)];
+    /// out (n, width) = rows of a table; ids with the highest bit set are places of `drawn`
+    pub fn gather_rows(
+        &self,
+        out: Address,
+        table: Address,
+        (ids, drawn): (Address, Address),
+        n: usize,
+        width: usize,
+    ) -> Result<()> {
+        let args = [out.into(), table.into(), ids.into(), drawn.into(), Arg::int(width)];
         self.run("gather_rows", row_blocks(n, width), &args)
     }
 

@@ -13,6 +13,8 @@ pub mod bench;
 pub mod cached;
 pub mod check;
 #[cfg(feature = "cuda")]
+mod copies;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod driver;
 pub mod engine;

@@ -3,11 +3,13 @@
 //! Invariants: a step either goes through for all its sequences or leaves them as they were; the largest step that was planned for
 //! fits.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use candle_core::{Result, bail};
 
 use super::attention::Plan;
 use super::cached::{Batch, Cached, Caches, Reading, Readings};
-use super::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product};
+use super::driver::{Address, Arg, Driver, Element, Launch, Matrix, Product, Ticket};
 use super::kernels::{Kernels, Qkv};
 use super::memory::Arena;
 use super::pages::{Copied, Held, PAGE, Pool};
@@ -87,11 +89,84 @@ impl Setting {
 /// Bytes of a drawn token: id, log-probability as drawn, of the whole distribution, position.
 const DRAWN: usize = 16;
 
+/// Among new tokens: the one that the step before has drawn for the `row`-th of those that drew, which the host need not know yet.
+///
+/// # Panics
+/// Beyond 2^31 rows: a bug in the caller.
+pub fn just_drawn(row: usize) -> u32 {
+    match u32::try_from(row).ok().filter(|row| *row < JUST_DRAWN) {
+        Some(row) => JUST_DRAWN | row,
+        None => panic!("BUG: a step drew {row} tokens"),
+    }
+}
+
+/// The row of [`just_drawn`]; `None` for a token.
+pub fn row_of(id: u32) -> Option<usize> {
+    (id & JUST_DRAWN != 0).then_some((id & !JUST_DRAWN) as usize)
+}
+
+const JUST_DRAWN: u32 = 1 << 31;
+
+/// Tokens that a step draws, perhaps still on their way.
+pub struct Flight {
+    /// No two steps have the same.
+    pub(super) number: u64,
+    on_its_way: Option<Box<dyn Ticket>>,
+    drawn: Vec<Drawn>,
+}
+
+impl Flight {
+    /// Of a step in which nobody drew.
+    pub(super) fn empty() -> Flight {
+        Flight { number: 0, on_its_way: None, drawn: Vec::new() }
+    }
+
+    /// Asks for tokens of so many rows.
+    pub(super) fn begin(device: &dyn Driver, ring: Address, rows: usize) -> Result<Flight> {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        // SAFETY: as long as it was lent
+        let ticket = unsafe { device.read_later(ring, DRAWN * rows)? };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Flight { number, on_its_way: Some(ticket), drawn: Vec::new() })
+    }
+
+    /// The tokens, in the order of the draws.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn wait(&mut self) -> Result<&[Drawn]> {
+        if let Some(ticket) = self.on_its_way.take() {
+            let out = ticket.wait()?;
+            let word = |b: &[u8], i: usize| [b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]];
+            let drawn = |b: &[u8]| Drawn {
+                id: u32::from_ne_bytes(word(b, 0)),
+                logp: f32::from_ne_bytes(word(b, 1)),
+                full: f32::from_ne_bytes(word(b, 2)),
+            };
+            self.drawn = out.chunks_exact(DRAWN).map(drawn).collect();
+        }
+        Ok(&self.drawn)
+    }
+}
+
 /// Draws a token from each row of logits.
 ///
 /// # Errors
 /// A list of allowed tokens that is empty; the device's.
 pub fn draw_from(device: &dyn Driver, arena: &mut Arena, logits: Matrix, draws: &[Draw]) -> Result<Vec<Drawn>> {
+    let tokens = arena.lend(4 * logits.rows)?;
+    let ring = draw_into(device, arena, logits, draws, tokens)?;
+    Flight::begin(device, ring, logits.rows)?.wait().map(<[Drawn]>::to_vec)
+}
+
+/// [`draw_from`] without waiting: ids are at `tokens` then, and what a [`Flight`] reads where the result says.
+pub(super) fn draw_into(
+    device: &dyn Driver,
+    arena: &mut Arena,
+    logits: Matrix,
+    draws: &[Draw],
+    tokens: Address,
+) -> Result<Address> {
     assert_eq!(draws.len(), logits.rows, "BUG: a draw for each row of logits");
     let mut open: Vec<u32> = Vec::new();
     let mut settings = Vec::with_capacity(draws.len());
@@ -108,7 +183,7 @@ pub fn draw_from(device: &dyn Driver, arena: &mut Arena, logits: Matrix, draws: 
     let rows = logits.rows;
     let settings_at = arena.lend(size_of_val(settings.as_slice()))?;
     let open_at = arena.lend(4 * open.len())?;
-    let (tokens, ring) = (arena.lend(4 * rows)?, arena.lend(DRAWN * rows)?);
+    let ring = arena.lend(DRAWN * rows)?;
     let words = |words: &mut dyn Iterator<Item = u32>| words.flat_map(u32::to_ne_bytes).collect::<Vec<u8>>();
     // SAFETY: lent for these rows
     unsafe {
@@ -116,10 +191,10 @@ pub fn draw_from(device: &dyn Driver, arena: &mut Arena, logits: Matrix, draws: 
         device.write(open_at, &words(&mut open.into_iter()))?;
     }
     sample(device, logits, (tokens, ring), settings_at, open_at)?;
-    drawn(device, ring, rows)
+    Ok(ring)
 }
 
-/// Draws; tokens are where `drawn` looks for them.
+/// Draws: ids are at `tokens` then, and what a [`Flight`] reads at `ring`.
 fn sample(
     device: &dyn Driver,
     logits: Matrix,
@@ -140,24 +215,10 @@ fn sample(
     // SAFETY: arguments of the kernel's source; its places are as large as the logits have rows
     unsafe { device.launch("sample", Launch::new(logits.rows, 1024), &args) }
 }
-
-/// Tokens that were drawn.
-pub(super) fn drawn(device: &dyn Driver, ring: Address, rows: usize) -> Result<Vec<Drawn>> {
-    let mut out = vec![0; DRAWN * rows];
-    // SAFETY: as long as it was lent
-    unsafe { device.read(ring, &mut out)? };
-    let word = |b: &[u8], i: usize| [b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]];
-    let drawn = |b: &[u8]| Drawn {
-        id: u32::from_ne_bytes(word(b, 0)),
-        logp: f32::from_ne_bytes(word(b, 1)),
-        full: f32::from_ne_bytes(word(b, 2)),
-    };
-    Ok(out.chunks_exact(DRAWN).map(drawn).collect())
-}
-
 /// One sequence's part in a step.
 pub struct Feed<'a> {
     pub held: &'a mut Held,
+    /// Tokens; one alone may be [`just_drawn`].
     pub new: &'a [u32],
     /// Logits after the last new token are wanted.
     pub logits: bool,
@@ -174,6 +235,8 @@ pub struct Cache {
     done: Address,
     /// Bytes of `done`.
     counters: usize,
+    /// What the last step has drawn.
+    pub(super) tokens: Address,
 }
 
 /// Bytes of a page in all layers, keys and values.
@@ -208,7 +271,9 @@ impl Cache {
             .map(most)
             .fold((0, 0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)));
         let (parts, stats, done) = (arena.keep(sizes.0)?, arena.keep(sizes.1)?, arena.keep(sizes.2)?);
-        let cache = Cache { caches: Caches { k, v, layer }, pages, layers, parts, stats, done, counters: sizes.2 };
+        let tokens = arena.keep(4 * room.rows.next_power_of_two())?;
+        let caches = Caches { k, v, layer };
+        let cache = Cache { caches, pages, layers, parts, stats, done, counters: sizes.2, tokens };
         cache.clear(device)?;
         Ok(cache)
     }
@@ -354,9 +419,8 @@ impl Work<'_> {
             positions: base.plus(step.positions),
             wanted: (base.plus(step.wanted), b),
         };
-        let Some(logits) = self.enqueue(&rows, &cached)? else { return Ok(()) };
-        let tokens = self.arena.lend(4 * b)?;
-        sample(self.device, logits, (tokens, ring), base.plus(step.settings), Address::NONE)
+        let Some(logits) = self.enqueue(&rows, &cached, cache.tokens)? else { return Ok(()) };
+        sample(self.device, logits, (cache.tokens, ring), base.plus(step.settings), Address::NONE)
     }
 
     /// Tokens of keys and values that are read from pages in one go.
@@ -514,16 +578,16 @@ impl Work<'_> {
             positions: base.plus(positions_at),
             wanted: (base.plus(wanted_at), wanted.len()),
         };
-        self.enqueue(&rows, &cached)
+        self.enqueue(&rows, &cached, cache.tokens)
     }
 
     /// The model over rows that are on the device; nothing here looks at the host.
-    fn enqueue(&mut self, rows: &StepRows, cached: &Cached) -> Result<Option<Matrix>> {
+    fn enqueue(&mut self, rows: &StepRows, cached: &Cached, drawn: Address) -> Result<Option<Matrix>> {
         let (sizes, parts, n) = (self.parts.sizes, self.parts, rows.n);
         let bytes = 2 * n * sizes.hidden;
         let out = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
         let table = parts.embed.value;
-        Kernels(self.device).gather_rows(out.x, table.at, rows.ids, n, table.columns)?;
+        Kernels(self.device).gather_rows(out.x, table.at, (rows.ids, drawn), n, table.columns)?;
         let mut stream = Stream { x: out.x, delta: Address::NONE };
         let mut pass = Pass {
             device: self.device,

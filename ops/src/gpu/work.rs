@@ -177,7 +177,7 @@ impl<'a> Work<'a> {
         let bytes = 2 * row.n * self.parts.sizes.hidden;
         let out = Stream { x: self.arena.keep(bytes)?, delta: self.arena.keep(bytes)? };
         let table = self.parts.embed.value;
-        self.kernels().gather_rows(out.x, table.at, row.ids, row.n, table.columns)?;
+        self.kernels().gather_rows(out.x, table.at, (row.ids, Address::NONE), row.n, table.columns)?;
         let mut stream = Stream { x: out.x, delta: Address::NONE };
         let lowest = if keep == Keep::Nothing { usize::MAX } else { self.lowest() };
         let mut all = Vec::new();
@@ -197,12 +197,12 @@ impl<'a> Work<'a> {
         let mut keep = |bytes| self.arena.keep(bytes);
         let (sum, root, h) = (keep(2 * m * hidden)?, keep(4 * m)?, keep(2 * m * hidden)?);
         let (k, norm, none) = (self.kernels(), self.parts.norm.value, Address::NONE);
-        k.gather_rows(sum, stream.x, rows, m, hidden)?;
+        k.gather_rows(sum, stream.x, (rows, Address::NONE), m, hidden)?;
         let eps = self.parts.sizes.eps;
         if stream.delta == none {
             k.rms_norm(h, root, none, sum, none, none, norm, (m, hidden), eps)?;
         } else {
-            k.gather_rows(h, stream.delta, rows, m, hidden)?;
+            k.gather_rows(h, stream.delta, (rows, Address::NONE), m, hidden)?;
             k.rms_norm(h, root, sum, sum, h, none, norm, (m, hidden), eps)?;
         }
         Ok(Ends { sum, root, h: Matrix::new(h, Element::Bf16, m, hidden) })

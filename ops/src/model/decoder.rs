@@ -16,8 +16,8 @@ use super::failed;
 use super::gpu::Gpu;
 use crate::gpu::engine::Engine;
 use crate::gpu::pages::Held;
-use crate::gpu::sample::Feed;
-use crate::infer::sampling::{Draw, Drawn};
+use crate::gpu::sample::{Feed, Flight, row_of};
+use crate::infer::sampling::Draw;
 use crate::nn::block::{Attention, Block, Mlp, Rows, Saved, Want};
 use crate::nn::kernel::{self, Cache, CachedPart, Kernels, Pool, RopeTable};
 use crate::nn::layer::{self, Embedding, Linear, Param, Project, RmsNorm, TokenStats};
@@ -61,6 +61,13 @@ impl Sequence {
     /// The tokens seen so far.
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// What the last token is, which was one that a device had just drawn.
+    pub fn learn(&mut self, id: u32) {
+        if let Some(last) = self.ids.last_mut() {
+            *last = id;
+        }
     }
 
     /// Forgets all but the first `len` tokens.
@@ -589,15 +596,17 @@ impl Model {
         }
     }
 
-    /// [`Model::advance`], and a token drawn by the device for each sequence that wants logits.
+    /// [`Model::advance`], and a token drawn by the device for each sequence that wants logits. Nobody waits for them: the next step
+    /// may feed them as [`just_drawn`](crate::gpu::sample::just_drawn) with this flight as its `before`, and [`Sequence::learn`]
+    /// says later what they were.
     ///
     /// # Errors
     /// As [`Model::advance`].
     ///
     /// # Panics
     /// Where passes run on the host: a bug in the caller.
-    pub fn advance_drawing(&self, steps: Vec<Step<'_>>, draws: &[Draw]) -> Result<Vec<Drawn>> {
-        self.step_on_gpu(steps, |engine, feeds| engine.advance_drawing(feeds, draws))
+    pub fn draw(&self, steps: Vec<Step<'_>>, draws: &[Draw], before: Option<&mut Flight>) -> Result<Flight> {
+        self.step_on_gpu(steps, |engine, feeds| engine.draw(feeds, draws, before))
     }
 
     fn step_on_gpu<T>(
@@ -608,7 +617,7 @@ impl Model {
         let v = self.config.vocab_size;
         for step in &steps {
             assert!(!step.new.is_empty(), "BUG: a sequence was extended by no token");
-            if let Some(id) = step.new.iter().find(|id| **id as usize >= v) {
+            if let Some(id) = step.new.iter().find(|id| **id as usize >= v && row_of(**id).is_none()) {
                 candle_core::bail!("token id {id} is not below the vocabulary's size {v}");
             }
         }

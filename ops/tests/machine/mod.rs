@@ -104,6 +104,14 @@ pub struct Counts {
     pub reserved: usize,
     /// Times that something recorded was asked for.
     pub replayed: usize,
+    /// Copies to the host for which somebody waited when more had been asked for already.
+    pub waited_late: usize,
+}
+
+impl Counts {
+    fn asked(&self) -> usize {
+        self.launches.values().sum::<usize>() + self.products + self.replayed
+    }
 }
 
 /// What can be recorded.
@@ -225,10 +233,14 @@ impl Library {
     }
 }
 
-struct Ready(Vec<u8>);
+/// Bytes, and how much had been asked for when they were copied.
+struct Ready(Vec<u8>, Arc<Mutex<Counts>>, usize);
 
 impl Ticket for Ready {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
+        let mut counts = self.1.lock().unwrap();
+        counts.waited_late += usize::from(counts.asked() > self.2);
+        drop(counts);
         Ok(self.0)
     }
 }
@@ -295,11 +307,12 @@ impl Driver for Machine {
         Ok(())
     }
 
-    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket + '_>> {
+    unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket>> {
         let mut out = vec![0; bytes];
         // SAFETY: the caller's promise
         unsafe { self.read(from, &mut out)? };
-        Ok(Box::new(Ready(out)))
+        let asked = self.counts.lock().unwrap().asked();
+        Ok(Box::new(Ready(out, self.counts.clone(), asked)))
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
