@@ -162,6 +162,37 @@ fn a_pass_over_packed_trees_is_the_processors_in_every_family() {
 }
 
 #[test]
+fn numbers_repeated_on_a_device_are_those_that_would_be_written() {
+    // matrices and vectors that are trained, and such that are not, with an addition and without
+    for lora in [false, true] {
+        let mut model = model(&small::qwen2(), 32, 13);
+        if lora {
+            let targets = vec!["q_proj".to_owned()];
+            attach(&mut model, &Lora { rank: 8, alpha: 16.0, targets, dropout: 0.0 }, 3).unwrap();
+        }
+        let purpose = Purpose { row_tokens: 160, chunk: 64, positions: 200, ..Purpose::default() };
+        let (Some(one), Some(other)) = (Machine::open(), Machine::open()) else { return };
+        let (mut written, mut repeated) = (engine(one, &model, purpose), engine(other, &model, purpose));
+        let mut rng = Rng::new(6, 2);
+        // more numbers than a vector has, fewer than a matrix
+        let pool: Vec<f32> = (0..301).map(|_| (rng.normal() * 0.1) as f32).collect();
+        for p in model.params() {
+            let value = pool.iter().copied().cycle().take(p.value.elem_count()).collect();
+            let value = Tensor::from_vec(value, p.value.shape(), &candle_core::Device::Cpu).unwrap();
+            written.write(&p.name, &value).unwrap();
+            repeated.repeat(&p.name, &pool).unwrap();
+        }
+        let (ids, packing, _) = row(&mut Rng::at(2, &[]));
+        let [want, got] = [&mut written, &mut repeated].map(|engine| {
+            engine.written().unwrap();
+            let read = model.params().iter().map(|p| engine.read(&p.name).unwrap()).collect::<Vec<_>>();
+            (read, engine.logits(&ids, &packing).unwrap())
+        });
+        assert!(want == got && got.1.iter().all(|x| x.is_finite()), "with an adapter: {lora}");
+    }
+}
+
+#[test]
 fn what_is_kept_of_a_forward_changes_no_bit_of_the_gradients_and_less_memory_is_needed() {
     let mut before: Option<(Vec<Vec<f32>>, usize)> = None;
     for keep in [Keep::All, Keep::WithoutMlp, Keep::Inputs] {

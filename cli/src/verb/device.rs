@@ -30,16 +30,18 @@ fn show(of: &DeviceOf, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// A line for each finding that is wrong, and how many were right.
+/// A line for each finding that is wrong, and how many were right: also where the device ended it, and after which finding.
 fn check(args: &DeviceCheck, global: &Global) -> Result<Exit, Failure> {
     let (mut right, mut wrong) = (0u32, 0u32);
-    let fine = device::check(args.of.device, args.reference.as_deref(), &mut |finding| {
+    let mut last = None;
+    let done = device::check(args.of.device, args.reference.as_deref(), &mut |finding| {
         if finding.fine() {
             right += 1
         } else {
             wrong += 1
         }
         let (what, error, limit) = (&finding.what, finding.error, finding.limit);
+        last = Some(what.clone());
         if global.json {
             // what is not a number has no JSON
             let error = error.is_finite().then_some(error);
@@ -47,16 +49,25 @@ fn check(args: &DeviceCheck, global: &Global) -> Result<Exit, Failure> {
         } else if !finding.fine() {
             out(&format!("{} {what}: error {error:.1e}, expected {limit:.0e} at most", "wrong:".red().bold()));
         }
-    })?;
-    if !global.json {
+    });
+    if !global.json && last.is_some() {
         out(&format!("{right} checks fine, {wrong} wrong"));
     }
-    Ok(if fine { Exit::Done } else { Exit::StepFailed })
+    match (done, last) {
+        (Ok(true), _) => Ok(Exit::Done),
+        (Ok(false), _) => Ok(Exit::StepFailed),
+        (Err(error), last) => {
+            if let Some(last) = last {
+                say(&format!("ended after: {last}"));
+            }
+            Err(error.into())
+        }
+    }
 }
 
 fn measure(args: &DeviceBench, global: &Global) -> Result<Exit, Failure> {
     let limit = Duration::from_secs(args.limit);
-    device::measure(
+    let fine = device::measure(
         args.of.device,
         &args.model,
         args.layers,
@@ -73,5 +84,5 @@ fn measure(args: &DeviceBench, global: &Global) -> Result<Exit, Failure> {
         },
         &mut |line| say(&line),
     )?;
-    Ok(Exit::Done)
+    Ok(if fine { Exit::Done } else { Exit::StepFailed })
 }

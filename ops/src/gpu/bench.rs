@@ -5,13 +5,14 @@
 //! 3. Models of the shapes of Qwen3 with random weights: supervised training, updates of low-rank adapters, updates of policy
 //!    optimisation with and without shared prompts, scoring, decoding.
 //!
-//! Invariants: what is timed was warmed up; a time is the device's, waited for; every figure says on what it was taken.
+//! Invariants: what is timed was warmed up; a time is the device's, waited for; no numbers are zeros, which a device multiplies with
+//! less power and so faster; every figure says on what it was taken.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actloom_engine::op::OpError;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
 
@@ -21,10 +22,12 @@ use super::engine::Engine;
 use super::kernels::Qkv;
 use super::memory::Arena;
 use super::parts::{Addition, Purpose, Shape};
+use super::plan::Plan;
 use super::sample::{Feed, Room};
 use super::tape::Keep;
 use super::tiles::{Keys, Tiles};
 use super::update::Rule;
+use super::weights::{fill, round};
 use crate::infer::sampling::{Draw, Sampling};
 use crate::model::{Config, Target};
 use crate::nn::Packing;
@@ -127,28 +130,26 @@ enum Train {
     Nothing,
 }
 
-/// An engine with weights that are random enough: blocks of one pool, scaled.
-fn engine(device: &Arc<dyn Driver>, config: &Config, train: Train, purpose: Purpose) -> Result<Engine> {
-    let shape = shape(config, train);
-    let mut engine = Engine::new(device.clone(), &shape, purpose)?;
-    let mut rng = Rng::new(4, 2);
-    let pool: Vec<f32> = (0..1 << 16).map(|_| (rng.normal() * 0.02) as f32).collect();
-    for (i, (name, dims, _)) in shape.parameters.iter().enumerate() {
-        let n: usize = dims.iter().product();
-        let value = match dims.len() {
-            1 => vec![1.0; n],
-            _ => pool.iter().cycle().skip(i * 31).take(n).copied().collect(),
-        };
-        engine.write(name, &Tensor::from_vec(value, dims.as_slice(), &Device::Cpu)?)?;
-    }
-    engine.written()?;
-    Ok(engine)
+/// Why a job came to no end.
+enum Stop {
+    /// What it needs is more than the device has.
+    Room(String),
+    Failed(Error),
 }
 
-/// Everything, within about so much time; figures are reported as they are taken, and what did not fit is said.
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Failed(error)
+    }
+}
+
+type Done = std::result::Result<(), Stop>;
+
+/// Everything, within about so much time; figures are reported as they are taken, and what could not be taken is said. False where
+/// that was for another reason than time and memory.
 ///
 /// # Errors
-/// A model that is not known; the device's.
+/// A model that is not known.
 pub fn bench(
     device: &Arc<dyn Driver>,
     models: &[String],
@@ -156,40 +157,71 @@ pub fn bench(
     limit: Duration,
     report: &mut dyn FnMut(Figure),
     say: &mut dyn FnMut(String),
-) -> std::result::Result<(), OpError> {
-    let failed = |e: candle_core::Error| OpError::failed(e.to_string());
+) -> std::result::Result<bool, OpError> {
+    let configs = models.iter().map(|name| config(name, layers)).collect::<std::result::Result<Vec<_>, _>>()?;
     let since = Instant::now();
-    let ceilings = ceilings(device, report).map_err(failed)?;
-    attention(device, ceilings, report).map_err(failed)?;
-    for name in models {
-        let config = config(name, layers)?;
+    let mut fine = true;
+    let ceilings = ceilings(device, report)
+        .inspect_err(|error| {
+            say(format!("what the device can do: {error}"));
+            fine = false;
+        })
+        .ok();
+    if let Err(error) = attention(device, ceilings, report) {
+        say(format!("attention: {error}"));
+        fine = false;
+    }
+    for (name, config) in models.iter().zip(&configs) {
         let name = match layers {
             Some(n) => format!("{name} cut to {n} layers"),
             None => name.clone(),
         };
-        let jobs: [(&str, Job); 5] =
-            [("decode", decode), ("score", score), ("lora", lora), ("sft", sft), ("grpo", grpo)];
-        for (job, run) in jobs {
-            if since.elapsed() > limit {
-                say(format!("{name}, {job}: left out, {:.0} s have passed", since.elapsed().as_secs_f64()));
+        let mut bench = Bench { device, name, config, ceilings, since, limit, report, say };
+        for (job, run) in JOBS {
+            if bench.is_late(job) {
                 continue;
             }
-            if let Err(error) = run(device, &name, &config, ceilings, report) {
-                say(format!("{name}, {job}: {error}"));
+            match run(&mut bench) {
+                Ok(()) => {}
+                Err(Stop::Room(why)) => bench.tell(job, &format!("does not fit: {why}")),
+                Err(Stop::Failed(error)) => {
+                    bench.tell(job, &error.to_string());
+                    fine = false;
+                }
             }
         }
     }
-    Ok(())
+    Ok(fine)
 }
 
-type Job = fn(&Arc<dyn Driver>, &str, &Config, Ceilings, &mut dyn FnMut(Figure)) -> Result<()>;
+/// Numbers of a normal distribution, so many that rows of matrices do not repeat soon.
+fn pool(scale: f64) -> Vec<f32> {
+    let mut rng = Rng::new(4, 2);
+    (0..(1 << 16) - 8).map(|_| (rng.normal() * scale) as f32).collect()
+}
+
+fn halves(pool: &[f32]) -> Vec<u8> {
+    pool.iter().flat_map(|x| round(*x).to_ne_bytes()).collect()
+}
+
+/// Work in reserved memory, which is given back whatever becomes of it; of two errors the work's counts.
+fn within<T>(device: &dyn Driver, bytes: usize, work: impl FnOnce(Address) -> Result<T>) -> Result<T> {
+    let base = device.reserve(bytes)?;
+    let done = work(base);
+    // SAFETY: nothing more is asked for there
+    let released = unsafe { device.release(base) };
+    let done = done?;
+    released?;
+    Ok(done)
+}
 
 fn ceilings(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Figure)) -> Result<Ceilings> {
     let (free, _) = device.free()?;
     let bytes = (free / 4).min(2 << 30) / 256 * 256;
-    let base = device.reserve(2 * bytes)?;
-    let mut run = || -> Result<Ceilings> {
+    within(&**device, 2 * bytes, |base| {
         // SAFETY: within what was reserved
+        unsafe { fill(&**device, base, &halves(&pool(1.0)), 2 * bytes)? };
+        // SAFETY: as above
         let copy = best(&**device, || unsafe { device.copy(base.plus(bytes), base, bytes) })?;
         let n = (8192usize).min(((bytes / 8) as f64).sqrt() as usize / 256 * 256);
         let matrix = |i: usize| Matrix::new(base.plus(2 * n * n * i), Element::Bf16, n, n);
@@ -209,17 +241,13 @@ fn ceilings(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Figure)) -> Result<
         let what = format!("bf16 product {n} x {n} x {n}");
         report(Figure { what, value: ceilings.flops / 1e12, unit: "TFLOP/s", share: None, of });
         Ok(ceilings)
-    };
-    let done = run();
-    // SAFETY: nothing more is asked for there
-    unsafe { device.release(base)? };
-    done
+    })
 }
 
-fn attention(device: &Arc<dyn Driver>, ceilings: Ceilings, report: &mut dyn FnMut(Figure)) -> Result<()> {
+fn attention(device: &Arc<dyn Driver>, ceilings: Option<Ceilings>, report: &mut dyn FnMut(Figure)) -> Result<()> {
     const ROOM: usize = 1 << 30;
-    let base = device.reserve(ROOM)?;
-    let mut run = || -> Result<()> {
+    let numbers = halves(&pool(1.0));
+    within(&**device, ROOM, |base| {
         for (heads, n) in [(Qkv { h: 16, hk: 8, d: 128 }, 4096), (Qkv { h: 16, hk: 8, d: 64 }, 4096)] {
             let mut arena = Arena::new(base, ROOM);
             let mut words = |x: &[u32]| -> Result<Address> {
@@ -246,8 +274,8 @@ fn attention(device: &Arc<dyn Driver>, ceilings: Ceilings, report: &mut dyn FnMu
             let (lse, delta) = (room(heads.h, 4)?, room(heads.h, 4)?);
             // SAFETY: just kept
             unsafe {
-                device.clear(qkv, 2 * n * heads.width())?;
-                device.clear(dout, 2 * n * heads.h * heads.d)?;
+                fill(&**device, qkv, &numbers, 2 * n * heads.width())?;
+                fill(&**device, dout, &numbers, 2 * n * heads.h * heads.d)?;
             }
             let attend = Attend::packed(qkv, heads, None, &lists);
             let forward = best(&**device, || (0..8).try_for_each(|_| attend.forward(&**device, out, lse)))? / 8.0;
@@ -261,17 +289,13 @@ fn attention(device: &Arc<dyn Driver>, ceilings: Ceilings, report: &mut dyn FnMu
                     what: format!("attention {what}, {n} tokens, {} heads of {}", heads.h, heads.d),
                     value: flops / seconds / 1e12,
                     unit: "TFLOP/s",
-                    share: Some(flops / seconds / ceilings.flops),
+                    share: ceilings.map(|most| flops / seconds / most.flops),
                     of: device.name(),
                 });
             }
         }
         Ok(())
-    };
-    let done = run();
-    // SAFETY: nothing more is asked for there
-    unsafe { device.release(base)? };
-    done
+    })
 }
 
 /// Floating-point operations of a forward over so many tokens, without attention and head.
@@ -291,162 +315,193 @@ fn every_next(ids: &[u32]) -> Vec<Target> {
     (0..ids.len() - 1).map(|row| Target { row: row as u32, id: ids[row + 1] }).collect()
 }
 
-fn train(
-    device: &Arc<dyn Driver>,
-    (name, job): (&str, &str),
-    config: &Config,
-    how: (Train, usize),
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    let (train, n) = how;
-    let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
-    let mut engine = engine(device, config, train, purpose)?;
-    let kept = match engine.plan().keep {
-        Keep::All | Keep::Nothing => "all of the forward kept",
-        Keep::WithoutMlp => "gate and up made again",
-        Keep::Inputs => "inputs of blocks kept",
-    };
-    let ids = tokens(config, n, 5);
-    let (targets, packing) = (every_next(&ids), Packing::single(n));
-    let rule = Rule { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1.0 };
-    let mut number = 0;
-    let seconds = best(&**device, || {
-        number += 1;
-        engine.train(&ids, &packing, &targets, 1.0, |_, _| -1.0 / n as f32)?;
-        match engine.update(&rule, 1e-6, number)? {
-            Ok(_) => Ok(()),
-            Err(name) => candle_core::bail!("the gradient of `{name}` is not finite"),
-        }
-    })?;
-    let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
-    // full: forward, and twice that back; adapters: no gradient of the weights
-    let times = if train == Train::Full { 3.0 } else { 2.0 };
-    let flops = times * n as f64 * (products(config) + head);
-    let plan = engine.plan().to_string();
-    report(Figure {
-        what: format!("{name}: {job}, packed to {n} tokens, {kept}"),
-        value: n as f64 / seconds,
-        unit: "tok/s",
-        share: Some(flops / seconds / ceilings.flops),
-        of: format!("{}; {plan}", device.name()),
-    });
-    Ok(())
+/// What jobs are about.
+struct Bench<'a> {
+    device: &'a Arc<dyn Driver>,
+    name: String,
+    config: &'a Config,
+    ceilings: Option<Ceilings>,
+    since: Instant,
+    limit: Duration,
+    report: &'a mut dyn FnMut(Figure),
+    say: &'a mut dyn FnMut(String),
 }
 
-fn sft(
-    device: &Arc<dyn Driver>,
-    name: &str,
-    config: &Config,
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    train(device, (name, "supervised update, all weights"), config, (Train::Full, 2048), ceilings, report)
-}
+type Job = fn(&mut Bench<'_>) -> Done;
 
-fn lora(
-    device: &Arc<dyn Driver>,
-    name: &str,
-    config: &Config,
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    train(device, (name, "update of adapters of rank 16"), config, (Train::Lora(16), 4096), ceilings, report)
-}
+/// In the order in which they are done.
+const JOBS: [(&str, Job); 5] = [
+    ("decode", |bench| bench.decode()),
+    ("score", |bench| bench.score()),
+    ("lora", |bench| bench.lora()),
+    ("sft", |bench| bench.sft()),
+    ("grpo", |bench| bench.grpo()),
+];
 
-fn score(
-    device: &Arc<dyn Driver>,
-    name: &str,
-    config: &Config,
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    let n = 4096;
-    let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
-    let mut engine = engine(device, config, Train::Nothing, purpose)?;
-    let ids = tokens(config, n, 6);
-    let (targets, packing) = (every_next(&ids), Packing::single(n));
-    let seconds = best(&**device, || engine.score(&ids, &packing, &targets, 1.0).map(|_| ()))?;
-    let flops = n as f64 * (products(config) + 2.0 * (config.hidden_size * config.vocab_size) as f64);
-    report(Figure {
-        what: format!("{name}: log-probabilities of {n} tokens"),
-        value: n as f64 / seconds,
-        unit: "tok/s",
-        share: Some(flops / seconds / ceilings.flops),
-        of: device.name(),
-    });
-    Ok(())
-}
-
-/// Eight responses to each prompt, three times as long as one of them, as trees and each by itself.
-fn grpo(
-    device: &Arc<dyn Driver>,
-    name: &str,
-    config: &Config,
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    let (group, response) = (8, 128);
-    let prompt = 3 * response;
-    let rows = group * (prompt + response);
-    let purpose = Purpose { row_tokens: rows, chunk: 2048, positions: 2048, ..Purpose::default() };
-    let mut engine = engine(device, config, Train::Lora(16), purpose)?;
-    let mut seconds = [0.0; 2];
-    for (shared, seconds) in [false, true].into_iter().zip(&mut seconds) {
-        let mut packing = Packing::new();
-        let mut targets = Vec::new();
-        let mut root = 0;
-        for i in 0..group {
-            if i == 0 || !shared {
-                root = packing.root(prompt);
-            }
-            let before = packing.len();
-            let child = packing.child(root, response);
-            let first = packing.before(packing.rows(child).start).unwrap_or(before);
-            targets.push(Target { row: first as u32, id: 7 });
-            targets.extend((before..before + response - 1).map(|row| Target { row: row as u32, id: 8 }));
-        }
-        let ids = tokens(config, packing.len(), 7);
-        *seconds = best(&**device, || engine.train(&ids, &packing, &targets, 1.0, |_, _| 1e-4).map(|_| ()))?;
+impl Bench<'_> {
+    fn tell(&mut self, job: &str, what: &str) {
+        (self.say)(format!("{}, {job}: {what}", self.name));
     }
-    let tokens = (group * response) as f64;
-    let of = format!("{}, {group} responses of {response} tokens, prompt of {prompt}", device.name());
-    let what = format!("{name}: policy update with shared prompts, tokens of responses");
-    report(Figure { what, value: tokens / seconds[1], unit: "tok/s", share: None, of: of.clone() });
-    let what = format!("{name}: policy update, shared prompts beside repeated ones");
-    report(Figure { what, value: seconds[0] / seconds[1], unit: "times as fast", share: None, of });
-    let _ = ceilings;
-    Ok(())
-}
 
-fn decode(
-    device: &Arc<dyn Driver>,
-    name: &str,
-    config: &Config,
-    ceilings: Ceilings,
-    report: &mut dyn FnMut(Figure),
-) -> Result<()> {
-    let context = 1024;
-    let steps = 32;
-    let positions = context + 4 * steps + 8;
-    let per_token = 2 * 2 * config.layers * config.kv_heads * config.head_dim;
-    for batch in [1usize, 64, 256] {
+    /// Whether nothing more is begun, which is said.
+    fn is_late(&mut self, job: &str) -> bool {
+        let late = self.since.elapsed() > self.limit;
+        if late {
+            self.tell(job, "left out, the time is over");
+        }
+        late
+    }
+
+    fn figure(&mut self, what: &str, value: f64, unit: &'static str, share: Option<f64>, on: Option<String>) {
+        let of = std::iter::once(self.device.name()).chain(on).collect::<Vec<_>>().join("; ");
+        (self.report)(Figure { what: format!("{}: {what}", self.name), value, unit, share, of });
+    }
+
+    /// An engine with weights that are random enough: blocks of one pool.
+    fn engine(&self, train: Train, purpose: Purpose) -> std::result::Result<Engine, Stop> {
+        let shape = shape(self.config, train);
+        let mut engine = Engine::new(self.device.clone(), &shape, purpose).map_err(|error| {
+            let free = self.device.free().map_or(0, |free| free.0);
+            let least = Plan::new(&shape, &purpose, Keep::Inputs, self.device.processors(), free);
+            match least.is_ok_and(|plan| plan.bytes() > free && free > 0) {
+                true => Stop::Room(error.to_string()),
+                false => Stop::Failed(error),
+            }
+        })?;
+        let pool = pool(0.02);
+        for (i, (name, dims, _)) in shape.parameters.iter().enumerate() {
+            match dims.len() {
+                1 => engine.repeat(name, &[1.0])?,
+                _ => engine.repeat(name, &pool[i * 31 % (1 << 15)..])?,
+            }
+        }
+        engine.written()?;
+        Ok(engine)
+    }
+
+    /// Floating-point operations of a token in the head.
+    fn head(&self) -> f64 {
+        2.0 * (self.config.hidden_size * self.config.vocab_size) as f64
+    }
+
+    fn train(&mut self, job: &str, train: Train, n: usize) -> Done {
+        let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
+        let mut engine = self.engine(train, purpose)?;
+        let kept = match engine.plan().keep {
+            Keep::All | Keep::Nothing => "all of the forward kept",
+            Keep::WithoutMlp => "gate and up made again",
+            Keep::Inputs => "inputs of blocks kept",
+        };
+        let ids = tokens(self.config, n, 5);
+        let (targets, packing) = (every_next(&ids), Packing::single(n));
+        let mut number = 0;
+        let seconds = best(&**self.device, || {
+            engine.train(&ids, &packing, &targets, 1.0, |_, _| -1.0 / n as f32)?;
+            update(&mut engine, &mut number)
+        })?;
+        // full: forward, and twice that back; adapters: no gradient of the weights
+        let times = if train == Train::Full { 3.0 } else { 2.0 };
+        let flops = times * n as f64 * (products(self.config) + self.head());
+        let share = self.ceilings.map(|most| flops / seconds / most.flops);
+        let what = format!("{job}, packed to {n} tokens, {kept}");
+        self.figure(&what, n as f64 / seconds, "tok/s", share, Some(engine.plan().to_string()));
+        Ok(())
+    }
+
+    fn sft(&mut self) -> Done {
+        self.train("supervised update, all weights", Train::Full, 2048)
+    }
+
+    fn lora(&mut self) -> Done {
+        self.train("update of adapters of rank 16", Train::Lora(16), 4096)
+    }
+
+    fn score(&mut self) -> Done {
+        let n = 4096;
+        let purpose = Purpose { row_tokens: n, chunk: 2048, positions: n, ..Purpose::default() };
+        let mut engine = self.engine(Train::Nothing, purpose)?;
+        let ids = tokens(self.config, n, 6);
+        let (targets, packing) = (every_next(&ids), Packing::single(n));
+        let seconds = best(&**self.device, || engine.score(&ids, &packing, &targets, 1.0).map(|_| ()))?;
+        let flops = n as f64 * (products(self.config) + self.head());
+        let share = self.ceilings.map(|most| flops / seconds / most.flops);
+        self.figure(&format!("log-probabilities of {n} tokens"), n as f64 / seconds, "tok/s", share, None);
+        Ok(())
+    }
+
+    /// Eight responses to each prompt, three times as long as one of them, as trees and each by itself.
+    fn grpo(&mut self) -> Done {
+        let (group, response) = (8, 128);
+        let prompt = 3 * response;
+        let rows = group * (prompt + response);
+        let purpose = Purpose { row_tokens: rows, chunk: 2048, positions: 2048, ..Purpose::default() };
+        let mut engine = self.engine(Train::Lora(16), purpose)?;
+        let mut seconds = [0.0; 2];
+        let mut number = 0;
+        for (shared, seconds) in [false, true].into_iter().zip(&mut seconds) {
+            let mut packing = Packing::new();
+            let mut targets = Vec::new();
+            let mut root = 0;
+            for i in 0..group {
+                if i == 0 || !shared {
+                    root = packing.root(prompt);
+                }
+                let before = packing.len();
+                let child = packing.child(root, response);
+                let first = packing.before(packing.rows(child).start).unwrap_or(before);
+                targets.push(Target { row: first as u32, id: 7 });
+                targets.extend((before..before + response - 1).map(|row| Target { row: row as u32, id: 8 }));
+            }
+            let ids = tokens(self.config, packing.len(), 7);
+            *seconds = best(&**self.device, || {
+                engine.train(&ids, &packing, &targets, 1.0, |_, _| 1e-4)?;
+                update(&mut engine, &mut number)
+            })?;
+        }
+        let tokens = (group * response) as f64;
+        let on = format!("{group} responses of {response} tokens, prompt of {prompt}");
+        let what = "policy update with shared prompts, tokens of responses";
+        self.figure(what, tokens / seconds[1], "tok/s", None, Some(on.clone()));
+        let what = "policy update, shared prompts beside repeated ones";
+        self.figure(what, seconds[0] / seconds[1], "times as fast", None, Some(on));
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Done {
+        for batch in [1, 64, 256] {
+            if batch > 1 && self.is_late(&format!("decode {batch}")) {
+                break;
+            }
+            match self.decode_beside(batch) {
+                // larger ones do not fit either
+                Err(Stop::Room(why)) if batch > 1 => {
+                    self.tell(&format!("decode {batch}"), &format!("does not fit: {why}"));
+                    break;
+                }
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// So many sequences side by side.
+    fn decode_beside(&mut self, batch: usize) -> Done {
+        let context = 1024;
+        let steps = 32;
+        let positions = context + 4 * steps + 8;
+        let per_token = 2 * 2 * self.config.layers * self.config.kv_heads * self.config.head_dim;
         let room = Room { rows: batch, chunk: 4096, tokens: batch * positions, reading: 8192 };
         let purpose = Purpose { row_tokens: 256, chunk: 256, positions, sample: Some(room), ..Purpose::default() };
-        let mut engine = match engine(device, config, Train::Nothing, purpose) {
-            Ok(engine) => engine,
-            Err(_) if batch > 64 => continue, // does not fit: the smaller batches were reported
-            Err(error) => return Err(error),
-        };
+        let mut engine = self.engine(Train::Nothing, purpose)?;
         let mut held: Vec<_> = (0..batch).map(|_| engine.sequence()).collect();
         for (i, held) in held.iter_mut().enumerate() {
-            let prompt = tokens(config, context, i as u64);
+            let prompt = tokens(self.config, context, i as u64);
             engine.advance(&mut [Feed { held, new: &prompt, logits: false }])?;
         }
         let mut last = vec![vec![11u32]; batch];
         let settings = Sampling::plain(1.0, 1);
         let mut position = 0;
-        let seconds = best(&**device, || {
+        let seconds = best(&**self.device, || {
             for _ in 0..steps {
                 let draws: Vec<Draw> = (0..batch as u64)
                     .map(|i| Draw { settings: settings.clone(), open: None, place: (1, i, position) })
@@ -462,15 +517,148 @@ fn decode(
             }
             Ok(())
         })?;
-        let weights = products(config) + 2.0 * (config.hidden_size * config.vocab_size) as f64;
-        let read = weights + (batch * (context + steps) * per_token) as f64;
-        report(Figure {
-            what: format!("{name}: decoding {batch} sequences after {context} tokens"),
-            value: (batch * steps) as f64 / seconds,
-            unit: "tok/s",
-            share: Some(read * steps as f64 / seconds / ceilings.bytes),
-            of: device.name(),
-        });
+        // two bytes of each weight, which are two operations of each token
+        let read = products(self.config) + self.head() + (batch * (context + steps) * per_token) as f64;
+        let share = self.ceilings.map(|most| read * steps as f64 / seconds / most.bytes);
+        let what = format!("decoding {batch} sequences after {context} tokens");
+        self.figure(&what, (batch * steps) as f64 / seconds, "tok/s", share, None);
+        Ok(())
     }
-    Ok(())
+}
+
+/// An update as trainers do it.
+fn update(engine: &mut Engine, number: &mut u64) -> Result<()> {
+    let rule = Rule { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1.0 };
+    *number += 1;
+    match engine.update(&rule, 1e-6, *number)? {
+        Ok(_) => Ok(()),
+        Err(name) => candle_core::bail!("the gradient of `{name}` is not finite"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::{Arg, Dry, Launch, Recorded, Ticket};
+    use super::*;
+
+    /// Computes nothing, in so much memory; may fail at every launch.
+    struct Still {
+        memory: usize,
+        broken: bool,
+    }
+
+    const DRY: Dry = Dry { processors: 8 };
+
+    impl Driver for Still {
+        fn name(&self) -> String {
+            "a still device".to_owned()
+        }
+
+        fn processors(&self) -> usize {
+            DRY.processors()
+        }
+
+        fn free(&self) -> Result<(usize, usize)> {
+            Ok((self.memory, self.memory))
+        }
+
+        fn reserve(&self, bytes: usize) -> Result<Address> {
+            DRY.reserve(bytes)
+        }
+
+        unsafe fn release(&self, _at: Address) -> Result<()> {
+            match self.broken {
+                true => candle_core::bail!("memory was not given back"),
+                false => Ok(()),
+            }
+        }
+
+        unsafe fn launch(&self, _kernel: &'static str, _launch: Launch, _args: &[Arg]) -> Result<()> {
+            match self.broken {
+                true => candle_core::bail!("a launch failed"),
+                false => Ok(()),
+            }
+        }
+
+        unsafe fn product(&self, product: &Product) -> Result<()> {
+            // SAFETY: touches nothing
+            unsafe { DRY.product(product) }
+        }
+
+        unsafe fn clear(&self, _at: Address, _bytes: usize) -> Result<()> {
+            Ok(())
+        }
+
+        unsafe fn write(&self, _to: Address, _from: &[u8]) -> Result<()> {
+            Ok(())
+        }
+
+        unsafe fn read(&self, _from: Address, to: &mut [u8]) -> Result<()> {
+            // all bits set is also what an update says when no gradient was bad
+            to.fill(0xff);
+            Ok(())
+        }
+
+        unsafe fn read_later(&self, from: Address, bytes: usize) -> Result<Box<dyn Ticket>> {
+            // SAFETY: touches nothing of the device
+            unsafe { DRY.read_later(from, bytes) }
+        }
+
+        unsafe fn copy(&self, _to: Address, _from: Address, _bytes: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recorded>> {
+            DRY.record(work)
+        }
+
+        fn wait(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Whether all was fine, what was measured, and what was said.
+    fn measured(memory: usize, broken: bool, limit: u64) -> (bool, Vec<String>, Vec<String>) {
+        let device: Arc<dyn Driver> = Arc::new(Still { memory, broken });
+        let (mut figures, mut said) = (Vec::new(), Vec::new());
+        let (models, limit) = (["0.6B".to_owned()], Duration::from_secs(limit));
+        let mut report = |figure: Figure| figures.push(figure.what);
+        // a trace may follow where the environment asks for one
+        let mut say = |text: String| said.extend(text.lines().next().map(str::to_owned));
+        let fine = bench(&device, &models, Some(1), limit, &mut report, &mut say);
+        (fine.unwrap(), figures, said)
+    }
+
+    #[test]
+    fn every_job_is_measured_and_what_does_not_fit_or_comes_too_late_is_said_and_no_failure() {
+        let (fine, figures, said) = measured(200 << 30, false, 600);
+        assert!(fine && said.is_empty(), "{said:?}");
+        // two ceilings, attention twice in both directions, three decodings, one of each other job and two of the last
+        assert_eq!(figures.len(), 2 + 4 + 3 + 3 + 2, "{figures:#?}");
+        let (fine, figures, said) = measured(1 << 30, false, 600);
+        assert!(fine && figures.len() < 14);
+        let all = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
+        let sft = "0.6B cut to 1 layers, sft: does not fit: there is no room for ";
+        assert!(all(sft) == 1 && said.iter().all(|line| line.contains("does not fit")), "{said:#?}");
+        let (fine, _, said) = measured(200 << 30, false, 0);
+        assert!(fine && said.len() == 5 && said.iter().all(|line| line.ends_with("the time is over")), "{said:#?}");
+    }
+
+    #[test]
+    fn a_job_that_fails_is_a_failure_with_its_own_error_and_the_others_are_tried() {
+        let (fine, figures, said) = measured(200 << 30, true, 600);
+        assert!(!fine && figures.iter().all(|what| !what.contains("0.6B")), "{figures:#?}");
+        // giving memory back fails, too, which is not what is said
+        let jobs = said.iter().filter(|line| line.starts_with("0.6B") && line.contains("a launch failed")).count();
+        assert!(jobs == 5 && said.iter().any(|line| line == "attention: a launch failed"), "{said:#?}");
+    }
+
+    #[test]
+    fn a_model_that_is_not_known_is_refused_before_anything_is_measured() {
+        let device: Arc<dyn Driver> = Arc::new(Still { memory: 1 << 30, broken: false });
+        let models = ["0.6B".to_owned(), "7B".to_owned()];
+        let mut nothing = |figure: Figure| panic!("{figure:?}");
+        let error = bench(&device, &models, None, Duration::ZERO, &mut nothing, &mut |line| panic!("{line}"));
+        assert!(error.unwrap_err().to_string().contains("`7B`, expected one of 0.6B"));
+    }
 }

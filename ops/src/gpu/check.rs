@@ -66,8 +66,9 @@ pub fn check(device: &Arc<dyn Driver>, report: &mut dyn FnMut(Finding)) -> Resul
     let mut bench = Bench { device: &**device, arena: Arena::new(base, ROOM), rng: Rng::new(20, 26), report };
     let done = bench.kernels();
     // SAFETY: nothing more is asked for there
-    unsafe { device.release(base)? };
+    let released = unsafe { device.release(base) };
     done?;
+    released?;
     models(device, report)
 }
 

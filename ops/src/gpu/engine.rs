@@ -162,6 +162,14 @@ impl Engine {
         self.parts.weights.write(&*self.device, name, value)
     }
 
+    /// As [`Engine::write`], with the numbers of a pool over and over: for measuring.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn repeat(&self, name: &str, pool: &[f32]) -> Result<()> {
+        self.parts.weights.repeat(&*self.device, name, pool)
+    }
+
     /// Must follow the writing of parameters: makes the merged weights.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Invariants: a bf16 copy is its master rounded to the nearest; a gradient is zero after an update.
 
 use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 
 use super::driver::{Address, Driver, Element, Matrix};
 use super::layout::{Kind, Layout, Part, Span};
@@ -136,21 +137,48 @@ impl Weights {
             Kind::Vector(n) => n,
         };
         assert_eq!(numbers.len(), len, "BUG: `{name}` has another size than its place");
-        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_ne_bytes()).collect();
-        // SAFETY: the spans are this parameter's own
-        unsafe {
-            if let Some(span) = part.trained {
-                device.write(self.flat.master.plus(4 * span.at), &bytes)?;
+        self.put(part, |at, element| {
+            let bytes = match element {
+                Element::F32 => bytes_of(&numbers, |x| x.to_ne_bytes()),
+                Element::Bf16 => bytes_of(&numbers, |x| round(x).to_ne_bytes()),
+            };
+            // SAFETY: the parameter's own span
+            unsafe { device.write(at, &bytes) }
+        })
+    }
+
+    /// As [`Weights::write`], with the numbers of a pool over and over, which are spread on the device: for measuring.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn repeat(&self, device: &dyn Driver, name: &str, pool: &[f32]) -> Result<()> {
+        let part = self.layout.part(name);
+        let len = match part.kind {
+            Kind::Matrix(rows, columns) => rows * columns,
+            Kind::Vector(n) => n,
+        };
+        self.put(part, |at, element| {
+            let bytes = match element {
+                Element::F32 => bytes_of(pool, |x| x.to_ne_bytes()),
+                Element::Bf16 => bytes_of(pool, |x| round(x).to_ne_bytes()),
+            };
+            // SAFETY: the parameter's own span
+            unsafe { fill(device, at, &bytes, element.bytes() * len) }
+        })
+    }
+
+    /// Calls `put` for each place where a parameter's numbers are written, with what they are there.
+    fn put(&self, part: &Part, mut put: impl FnMut(Address, Element) -> Result<()>) -> Result<()> {
+        if let Some(span) = part.trained {
+            put(self.flat.master.plus(4 * span.at), Element::F32)?;
+        }
+        match (part.kind, part.value) {
+            (Kind::Matrix(..), Some(span)) => {
+                let at = part.base.map_or(self.matrices.plus(2 * span.at), |span| self.bases.plus(2 * span.at));
+                put(at, Element::Bf16)
             }
-            match (part.kind, part.value) {
-                (Kind::Matrix(..), Some(span)) => {
-                    let halves: Vec<u8> = numbers.iter().flat_map(|x| round(*x).to_ne_bytes()).collect();
-                    let at = part.base.map_or(self.matrices.plus(2 * span.at), |span| self.bases.plus(2 * span.at));
-                    device.write(at, &halves)
-                }
-                (Kind::Vector(_), Some(span)) => device.write(self.vectors.plus(4 * span.at), &bytes),
-                (_, None) => Ok(()),
-            }
+            (Kind::Vector(_), Some(span)) => put(self.vectors.plus(4 * span.at), Element::F32),
+            (_, None) => Ok(()),
         }
     }
 
@@ -222,6 +250,35 @@ impl Weights {
             (None, None, _) => panic!("BUG: `{name}` has no place"),
         }
     }
+}
+
+/// Numbers as a device holds them.
+fn bytes_of<const N: usize>(numbers: &[f32], bytes: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    let mut out = vec![0; N * numbers.len()];
+    let (cells, _) = out.as_chunks_mut::<N>();
+    cells.par_iter_mut().zip(numbers).with_min_len(1 << 16).for_each(|(cell, x)| *cell = bytes(*x));
+    out
+}
+
+/// Writes bytes and doubles them until so many are full; the last copy of them may be cut.
+///
+/// # Errors
+/// The device's.
+///
+/// # Safety
+/// There is room for `bytes`.
+pub(super) unsafe fn fill(device: &dyn Driver, at: Address, from: &[u8], bytes: usize) -> Result<()> {
+    assert!(!from.is_empty(), "BUG: nothing to fill memory with");
+    let mut done = from.len().min(bytes);
+    // SAFETY: the caller's promise
+    unsafe { device.write(at, &from[..done])? };
+    while done < bytes {
+        let more = done.min(bytes - done);
+        // SAFETY: as above; what is copied ends where its copy begins
+        unsafe { device.copy(at.plus(done), at, more)? };
+        done += more;
+    }
+    Ok(())
 }
 
 /// Numbers of the device's memory, which must be there.

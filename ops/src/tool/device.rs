@@ -43,7 +43,7 @@ fn driver(request: DeviceRequest) -> Result<std::sync::Arc<dyn crate::gpu::Drive
     })
 }
 
-/// Checks every kernel and whole models, and a folder's numbers by PyTorch, if there is one; says whether all is well.
+/// Checks every kernel, then whole models, then a folder's numbers by PyTorch, if there is one; says whether all is well.
 ///
 /// # Errors
 /// Where there is no device; the device's; a folder that does not hold such numbers.
@@ -58,17 +58,18 @@ pub fn check(
         fine &= finding.fine();
         report(&finding);
     };
+    // kernels one by one come first: what is wrong in one of them is wrong in every model
+    check::check(&driver, &mut tell).map_err(failed)?;
     if let Some(folder) = reference {
         reference::check(&driver, folder, &mut tell)?;
     }
-    check::check(&driver, &mut tell).map_err(failed)?;
     Ok(fine)
 }
 
-/// Takes figures; see [`bench::bench`].
+/// Takes figures and says whether all could be taken; see [`bench::bench`].
 ///
 /// # Errors
-/// As [`check`]; a model that is not known.
+/// Where there is no device; a model that is not known.
 pub fn measure(
     request: DeviceRequest,
     models: &[String],
@@ -76,6 +77,6 @@ pub fn measure(
     limit: Duration,
     report: &mut dyn FnMut(Figure),
     say: &mut dyn FnMut(String),
-) -> Result<(), OpError> {
+) -> Result<bool, OpError> {
     bench::bench(&driver(request)?, models, layers, limit, report, say)
 }
