@@ -600,7 +600,7 @@ fn launches_of_a_layer_are_few_and_nothing_is_reserved_after_the_first_pass() {
         let mut steps = Vec::new();
         for t in 0..3 {
             let mut feeds = [Feed { held: &mut held, new: &ids[t..t + 1], logits: true }];
-            engine.advance_drawing(&mut feeds, std::slice::from_ref(&draw)).unwrap();
+            engine.draw(&mut feeds, std::slice::from_ref(&draw), None).unwrap().wait().unwrap();
             steps.push(count() - before);
         }
         // run, then recorded; later steps ask for nothing by themselves

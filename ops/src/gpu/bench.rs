@@ -23,7 +23,7 @@ use super::kernels::Qkv;
 use super::memory::Arena;
 use super::parts::{Addition, Purpose, Shape};
 use super::plan::Plan;
-use super::sample::{Feed, Room};
+use super::sample::{Feed, Flight, Room, just_drawn};
 use super::tape::Keep;
 use super::tiles::{Keys, Tiles};
 use super::update::Rule;
@@ -498,7 +498,8 @@ impl Bench<'_> {
             let prompt = tokens(self.config, context, i as u64);
             engine.advance(&mut [Feed { held, new: &prompt, logits: false }])?;
         }
-        let mut last = vec![vec![11u32]; batch];
+        // tokens are looked at a step late, as by the sampler
+        let (mut new, mut before): (Vec<u32>, Option<Flight>) = (vec![11; batch], None);
         let settings = Sampling::plain(1.0, 1);
         let mut position = 0;
         let seconds = best(&**self.device, || {
@@ -506,16 +507,16 @@ impl Bench<'_> {
                 let draws: Vec<Draw> = (0..batch as u64)
                     .map(|i| Draw { settings: settings.clone(), open: None, place: (1, i, position) })
                     .collect();
-                let mut feeds: Vec<Feed<'_>> = held
-                    .iter_mut()
-                    .zip(&last)
-                    .map(|(held, new)| Feed { held, new: new.as_slice(), logits: true })
-                    .collect();
-                let drawn = engine.advance_drawing(&mut feeds, &draws)?;
-                last = drawn.into_iter().map(|d| vec![d.id]).collect();
+                let mut feeds: Vec<Feed<'_>> =
+                    held.iter_mut().zip(new.chunks(1)).map(|(held, new)| Feed { held, new, logits: true }).collect();
+                let flight = engine.draw(&mut feeds, &draws, before.as_mut())?;
+                if let Some(mut seen) = before.replace(flight) {
+                    seen.wait()?;
+                }
+                new = (0..batch).map(just_drawn).collect();
                 position += 1;
             }
-            Ok(())
+            before.as_mut().map_or(Ok(()), |last| last.wait().map(|_| ()))
         })?;
         // two bytes of each weight, which are two operations of each token
         let read = products(self.config) + self.head() + (batch * (context + steps) * per_token) as f64;

@@ -411,17 +411,6 @@ impl Engine {
         Ok(flight)
     }
 
-    /// [`Engine::draw`], waited for.
-    ///
-    /// # Errors
-    /// As [`Engine::draw`].
-    ///
-    /// # Panics
-    /// As [`Engine::advance`].
-    pub fn advance_drawing(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Vec<Drawn>> {
-        self.draw(feeds, draws, None)?.wait().map(<[Drawn]>::to_vec)
-    }
-
     /// A token to each sequence, and the next from each: as one piece of work, recorded when a bucket of its size comes first.
     fn decode(&mut self, feeds: &mut [Feed<'_>], draws: &[Draw]) -> Result<Flight> {
         self.step(|work, cache| work.grow(cache, feeds).map(|_| ()))?;
