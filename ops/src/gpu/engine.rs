@@ -21,7 +21,7 @@ use super::plan::Plan;
 use super::sample::{Bucket, Cache, Decoding, Feed, Flight, Room, bucket, draw_into, row_of};
 use super::update::{Rule, Update};
 use super::work::Work;
-use crate::infer::sampling::{Draw, Drawn};
+use crate::infer::sampling::Draw;
 use crate::model::Target;
 use crate::nn::Packing;
 use crate::nn::kernel::RopeTable;
