@@ -383,7 +383,7 @@ fn a_model_that_does_not_fit_is_refused_with_what_would_and_nothing_is_lost() {
         "failed full: ",
         "there is no room for 50.7 MiB of device memory: ",
         "emulated device (cuda:0, compute capability 9.0) has 38.0 MiB of 70.0 MiB free",
-        "what would fit: a smaller `row_tokens`, or `lora`",
+        "what would fit: rows of 512 tokens (`row_tokens`, `max_length`), or `lora`",
     ];
     for says in says {
         assert!(ran.stderr.contains(says), "`{says}`:\n{}", ran.stderr);
@@ -398,7 +398,7 @@ fn a_model_that_does_not_fit_is_refused_with_what_would_and_nothing_is_lost() {
     assert!(before.iter().all(|(step, ids)| after[step] == *ids) && after.contains_key("full"));
     // With a little more, moments of half the size would do.
     let ran = run(47, &[]);
-    let says = "what would fit: a smaller `row_tokens`, or `optimizer.moments = \"bfloat16\"`, or `lora`";
+    let says = "what would fit: rows of 512 tokens (`row_tokens`, `max_length`), or `optimizer.moments = \"bfloat16\"`, or `lora`";
     assert!(ran.code != Some(0) && ran.stderr.contains(says), "{}", ran.stderr);
     let ran = run(47, &["--set", "step.full.optimizer.moments=bfloat16"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);

@@ -229,6 +229,19 @@ impl InputLabels {
     }
 }
 
+/// The file of a scratch folder that says on what its content was computed.
+const DEVICE_FILE: &str = "device";
+
+/// Whether a scratch folder holds anything to go on from.
+pub(crate) fn has_more_than_device(scratch: &Utf8Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(scratch)? {
+        if entry?.file_name() != DEVICE_FILE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What [`OpContext::seed`] gives in a step of this seed.
 pub fn seed_for(step: u64, purpose: &str) -> u64 {
     let mut hasher = blake3::Hasher::new_derive_key("actloom 1 seed");
@@ -492,6 +505,31 @@ impl<'a> OpContext<'a> {
     /// A folder that survives a stop and belongs to this key alone.
     pub fn scratch(&self) -> &Utf8Path {
         &self.scratch
+    }
+
+    /// Says on what kind of device the step computes, `cpu` or `cuda`, before it takes up what a run before has left in
+    /// [`OpContext::scratch`].
+    ///
+    /// # Errors
+    /// Where that was computed on another kind: the result would be of neither. The file system's.
+    pub fn computes_on(&self, kind: &str) -> Result<(), OpError> {
+        let file = self.scratch.join(DEVICE_FILE);
+        let before = match fs_err::read_to_string(&file) {
+            Ok(before) => Some(before),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error.into()),
+        };
+        match before {
+            Some(before) if before != kind && has_more_than_device(&self.scratch)? => Err(OpError::with_help(
+                format!(
+                    "a run before has left a part of this step that was computed on `{before}`, and this run is on `{kind}`: the result \
+                     would be of neither"
+                ),
+                format!("go on with `--device {before}`, or begin anew with `--force STEP`"),
+            )),
+            Some(before) if before == kind => Ok(()),
+            _ => Ok(fs_err::write(&file, kind)?),
+        }
     }
 
     /// A seed for one purpose; other purposes get unrelated ones.

@@ -21,7 +21,7 @@ use crate::diagnostic::{listed, nearest};
 use crate::graph::{Graph, Node, Source};
 use crate::journal::Journal;
 use crate::key::{self, KeyError};
-use crate::op::DeviceRequest;
+use crate::op::{DeviceRequest, has_more_than_device};
 use crate::reason::{Reason, differences};
 use crate::resolve::reference;
 use crate::schedule;
@@ -304,7 +304,7 @@ fn name_sources(graph: &Graph, node: NodeIndex, mut reasons: Vec<Reason>) -> Vec
 fn has_checkpoint(store: &Store, key: &ActionKey) -> Result<bool, PlanError> {
     let Some(scratch) = store.left_scratch(key)? else { return Ok(false) };
     // A folder that goes away meanwhile belongs to a step that just finished.
-    Ok(std::fs::read_dir(scratch.join(OP_SCRATCH)).is_ok_and(|mut files| files.next().is_some()))
+    Ok(has_more_than_device(&scratch.join(OP_SCRATCH)).unwrap_or(false))
 }
 
 /// The outputs of an action that the store no longer has whole.

@@ -166,6 +166,18 @@ pub fn open(ordinal: usize) -> Result<Arc<Cuda>> {
     Ok(device)
 }
 
+/// Whether there is a device of this number with the compute capability that the kernels need.
+pub fn is_usable(ordinal: usize) -> bool {
+    let major = || {
+        result::init()?;
+        let device = result::device::get(ordinal as i32)?;
+        let major = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        // SAFETY: a device that is there
+        unsafe { result::device::get_attribute(device, major) }
+    };
+    major().is_ok_and(|major: i32| major >= 8)
+}
+
 impl Cuda {
     /// The device of this number, counted from 0.
     ///

@@ -214,7 +214,13 @@ impl Engine {
         }
         let purpose = Purpose { row_tokens, ..self.purpose };
         let free = self.device.free()?.0 + self.arena.capacity();
-        let plan = Plan::that_fits(&*self.device, &self.shape, &purpose, free)?;
+        let plan = match Plan::that_fits(&*self.device, &self.shape, &purpose, free) {
+            Ok(plan) => plan,
+            Err(error) => {
+                bail!("for a row of {tokens} tokens, where {} were planned for, {error}", self.purpose.row_tokens)
+            }
+        };
+        tracing::warn!("a row of {tokens} tokens, where {} were planned for: {plan}", self.purpose.row_tokens);
         let mut parameters = vec![0; self.plan.parameters];
         // SAFETY: they are at the beginning, and nothing is asked of this place after it was given back
         unsafe {

@@ -24,6 +24,8 @@ use crate::train::optimizer::Precision;
 pub struct Plan {
     /// What is kept of a forward.
     pub keep: Keep,
+    /// Something is trained.
+    pub trains: bool,
     /// Weights, masters, gradients, moments, tables.
     pub parameters: usize,
     /// Passes over packed rows: what is kept of a forward, what is lent, logits.
@@ -38,8 +40,10 @@ pub struct Plan {
     pub alone: Option<usize>,
 }
 
-/// Share of the memory that is taken where pages may take all there is.
+/// Share of the memory beside parameters that pages and steps take where they may take all there is.
 const SHARE: f64 = 0.6;
+/// Tokens of a row that is short.
+const SHORT: usize = 512;
 /// A device's memory over what its driver needs of it, generously.
 const DRIVERS: usize = 16;
 
@@ -126,7 +130,7 @@ impl Plan {
         })?;
         let passes = passes.max(dry(&mut |work| work.merge())?);
         let Some(room) = purpose.sample else {
-            return Ok(Plan { keep, parameters, passes, steps: 0, cache: 0, tokens: 0, alone: None });
+            return Ok(Plan { keep, trains: trained, parameters, passes, steps: 0, cache: 0, tokens: 0, alone: None });
         };
         let (layers, heads) = (parts.layers.len(), parts.sizes.heads);
         let cache_of = |tokens: usize| -> Result<(usize, Cache)> {
@@ -144,14 +148,15 @@ impl Plan {
         })?);
         let tokens = match room.tokens {
             0 => {
-                let budget = ((free as f64 * SHARE) as usize).max(parameters + passes);
-                let left = budget.saturating_sub(parameters + steps + cache_of(0)?.0);
+                // passes take turns with pages and have no say in this: `keep` must not change what is sampled side by side
+                let budget = (free.saturating_sub(parameters) as f64 * SHARE) as usize;
+                let left = budget.saturating_sub(steps + cache_of(0)?.0);
                 // one sequence at least
                 (left / page_bytes(layers, heads) * PAGE).max(purpose.positions)
             }
             tokens => tokens,
         };
-        Ok(Plan { keep, parameters, passes, steps, cache: cache_of(tokens)?.0, tokens, alone: None })
+        Ok(Plan { keep, trains: trained, parameters, passes, steps, cache: cache_of(tokens)?.0, tokens, alone: None })
     }
 
     /// All of it.
@@ -167,17 +172,26 @@ impl Plan {
         };
         let sample = purpose.sample.map(|room| Room { tokens: 0, ..room });
         let small = Purpose { sample, ..*purpose };
-        if purpose.row_tokens > 512 && fits(Purpose { row_tokens: 512, ..small }, shape) {
-            help.push("a smaller `row_tokens`");
+        let short = Purpose { row_tokens: SHORT, ..small };
+        let longer = purpose.row_tokens > SHORT;
+        if longer && fits(short, shape) {
+            help.push(format!("rows of {SHORT} tokens (`row_tokens`, `max_length`)"));
         }
-        let whole = shape.additions.is_empty() && shape.parameters.iter().any(|p| p.2);
         let trained = shape.parameters.iter().any(|p| p.2);
-        let half = Purpose { moments: Precision::Bfloat16, ..small };
-        if trained && purpose.moments == Precision::Float32 && fits(half, shape) {
-            help.push("`optimizer.moments = \"bfloat16\"`");
+        let halve = trained && purpose.moments == Precision::Float32;
+        let half = |purpose: Purpose| Purpose { moments: Precision::Bfloat16, ..purpose };
+        if halve && fits(half(small), shape) {
+            help.push("`optimizer.moments = \"bfloat16\"`".to_owned());
+        } else if halve && longer && help.is_empty() && fits(half(short), shape) {
+            help.push(format!(
+                "`optimizer.moments = \"bfloat16\"` with rows of {SHORT} tokens (`row_tokens`, `max_length`)"
+            ));
         }
+        let whole = shape.additions.is_empty() && trained;
         if whole && fits(small, &shape.adapted(16)) {
-            help.push("`lora`");
+            help.push("`lora`".to_owned());
+        } else if whole && longer && fits(short, &shape.adapted(16)) {
+            help.push(format!("`lora` with rows of {SHORT} tokens"));
         }
         match help.is_empty() {
             true => "; a smaller model, or a device with more memory".to_owned(),
@@ -197,11 +211,10 @@ pub(super) fn gib(bytes: usize) -> String {
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (all, parameters, passes) = (gib(self.bytes()), gib(self.parameters), gib(self.passes));
-        write!(
-            f,
-            "{all} of device memory: {parameters} for parameters and what trains them, {passes} for passes over rows"
-        )?;
+        let what = if self.trains { " and what trains them" } else { "" };
+        write!(f, "{all} of device memory: {parameters} for parameters{what}, {passes} for passes over rows")?;
         match self.keep {
+            _ if !self.trains => {}
             Keep::All | Keep::Nothing => {}
             Keep::WithoutMlp => write!(f, " (gate and up are computed again in the backward)")?,
             Keep::Inputs => write!(f, " (blocks are computed again in the backward)")?,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use actloom_engine::op::OpError;
 
 use self::queue::Queue;
-use crate::model::{Model, Sequence, not_ready};
+use crate::model::{Model, Sequence, failed};
 use crate::nn::Kernels;
 use crate::rng::Rng;
 use crate::text::Text;
@@ -131,7 +131,7 @@ impl Limits {
     /// # Errors
     /// The device's.
     pub fn of(model: &Model) -> Result<Self, OpError> {
-        Ok(match model.sampling_room().map_err(not_ready)? {
+        Ok(match model.sampling_room().map_err(failed)? {
             None => Limits::default(),
             Some((rows, chunk, tokens)) => {
                 Limits { memory: tokens * model.token_bytes(), rows, chunk, workers: Some(1), ..Limits::default() }

@@ -35,6 +35,17 @@ pub(super) fn open(ordinal: usize) -> Result<(Device, String)> {
     }
 }
 
+/// Whether there is a GPU of this number that the kernels are for.
+pub(super) fn is_usable(ordinal: usize) -> bool {
+    #[cfg(feature = "cuda")]
+    return cuda::is_usable(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = ordinal;
+        false
+    }
+}
+
 /// The driver of a device on which passes run, `None` for the host.
 pub(super) fn of(device: &Device) -> Option<Arc<dyn Driver>> {
     #[cfg(feature = "cuda")]

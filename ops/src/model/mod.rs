@@ -42,6 +42,11 @@ pub fn open_device(request: DeviceRequest) -> Result<(Device, String), OpError> 
             }
             match gpu::open(0) {
                 Ok((device, name)) => Ok((device, format!("{name}, found"))),
+                // a GPU that is there and cannot be used is not the same as none
+                Err(error) if gpu::is_usable(0) => Err(OpError::with_help(
+                    format!("cannot open CUDA device 0: {}", first_line(&error)),
+                    "use `--device cpu` to do without it",
+                )),
                 Err(error) => {
                     Ok((Device::Cpu, format!("cpu: no CUDA device could be opened ({})", first_line(&error))))
                 }
@@ -55,16 +60,22 @@ pub fn device_driver(device: &Device) -> Option<std::sync::Arc<dyn crate::gpu::D
     gpu::of(device)
 }
 
-fn first_line(error: &candle_core::Error) -> String {
+/// What an error says, without where it came from.
+pub fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or("unknown error").to_owned()
 }
 
-/// An error of getting a device ready, as an op's: a sentence of ours.
-pub fn not_ready(error: candle_core::Error) -> OpError {
-    OpError::failed(first_line(&error))
-}
-
-/// candle's errors as an op's.
+/// candle's errors as an op's. What is a mere message is a sentence of ours.
 pub fn failed(error: candle_core::Error) -> OpError {
-    OpError::failed(format!("tensor operation failed: {error}"))
+    let text = first_line(&error);
+    let mut inner = &error;
+    while let candle_core::Error::WithBacktrace { inner: next, .. } | candle_core::Error::Context { inner: next, .. } =
+        inner
+    {
+        inner = next;
+    }
+    match inner {
+        candle_core::Error::Msg(_) => OpError::failed(text),
+        _ => OpError::failed(format!("tensor operation failed: {text}")),
+    }
 }

@@ -147,7 +147,7 @@ impl Op for Act {
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load_for(ctx, ctx.input("model"), &p.prompt)?;
-        p.training.prepare(ctx, &mut model)?;
+        p.training.prepare(ctx, &mut model, 0)?;
         let other = ctx.input_opt("validation").map(artifact::read).transpose()?;
         let (training, validation) = split(artifact::read(ctx.input("pairs"))?, p, other)?;
         // an action that is neither of the two counts as possible only where the list says so
@@ -156,7 +156,8 @@ impl Op for Act {
         let mut critics = Asked(Critics::new(training, &text, &model, p)?);
         let mut validation = Asked(Critics::new(validation, &text, &model, p)?);
         let asked = p.validate.is_some().then_some(&mut validation as &mut dyn Source);
-        let reference = if p.kl > 0.0 { Some(model::load_beside(ctx.input("model"), &model)?) } else { None };
+        let reference =
+            if p.kl > 0.0 { Some(training::load_reference(ctx, ctx.input("model"), &model)?) } else { None };
         let settings = p.settings(ctx.seed("samples"));
         grpo::run(ctx, &mut model, reference.as_ref(), &text, &mut critics, asked, &settings)?;
         training::publish(ctx, &model, ctx.input("model"))

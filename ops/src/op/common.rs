@@ -58,6 +58,7 @@ pub fn load(ctx: &OpContext<'_>, folder: &Utf8Path) -> Result<(Model, Text), OpE
 pub fn load_for(ctx: &OpContext<'_>, folder: &Utf8Path, prompt: &Prompt) -> Result<(Model, Text), OpError> {
     let (device, why) = open_device(ctx.device())?;
     ctx.note("device", why);
+    ctx.computes_on(kind(&device))?;
     let model = model::load(folder, &device)?;
     let mut text = Text::load(folder, &model.config.eos)?;
     text.set(&prompt.variables())?;
@@ -66,6 +67,11 @@ pub fn load_for(ctx: &OpContext<'_>, folder: &Utf8Path, prompt: &Prompt) -> Resu
         return Err(OpError::failed(format!("the tokenizer of `{folder}` has {want} entries, the model {have}")));
     }
     Ok((model, text))
+}
+
+/// What a checkpoint is bound to.
+fn kind(device: &candle_core::Device) -> &'static str {
+    if device.is_cpu() { "cpu" } else { "cuda" }
 }
 
 /// Opens whoever acts and notes in the provenance who that is.
@@ -82,6 +88,9 @@ pub fn open_policy(ctx: &OpContext<'_>, path: &Utf8Path) -> Result<Box<dyn Polic
 /// As [`open_policy`], and a template that cannot be set so.
 pub fn open_policy_for(ctx: &OpContext<'_>, path: &Utf8Path, prompt: &Prompt) -> Result<Box<dyn Policy>, OpError> {
     let mut policy = policy::open(path, ctx.device())?;
+    if policy.identity().make != "endpoint" {
+        ctx.computes_on(kind(&open_device(ctx.device())?.0))?;
+    }
     policy.set(&prompt.variables())?;
     policy.join_reasoning(prompt.thinking() != Thinking::None);
     note_policy(ctx, &*policy);

@@ -232,9 +232,10 @@ impl Op for Dpo {
             ));
         }
         // 2. what the model gives to them before it is trained
+        let longest = pairs.iter().map(|pair| pair.prompt.len() + pair.chosen.len() + pair.rejected.len()).max();
+        p.training.prepare(ctx, &mut model, longest.unwrap_or(0))?;
         let reference = reference(ctx, &model, &pairs, p.training.row_tokens)?;
         // 3. training
-        p.training.prepare(ctx, &mut model)?;
         let order = Order::new(pairs.len(), p.batch, ctx.seed("order"));
         let facts = vec![
             ("pairs", pairs.len() as f64),

@@ -395,7 +395,7 @@ impl Op for Pretrain {
 
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let (mut model, text) = common::load(ctx, ctx.input("model"))?;
-        p.training.prepare(ctx, &mut model)?;
+        p.training.prepare(ctx, &mut model, 0)?;
         let seed = ctx.seed("play");
         let WorldSettings::Household(world) = &p.world else {
             panic!("BUG: `{}` was not refused", p.world.name());

@@ -201,7 +201,7 @@ impl Op for Rl {
     fn run(&self, p: &Params, ctx: &mut OpContext<'_>) -> Result<(), OpError> {
         let Params { episodes, optimisation: p } = p;
         let (mut model, text) = common::load_for(ctx, ctx.input("model"), &p.prompt)?;
-        p.training.prepare(ctx, &mut model)?;
+        p.training.prepare(ctx, &mut model, 0)?;
         let text = Arc::new(text);
         let mut settings = p.settings(ctx.seed("samples"));
         let (mut source, mut validation): (Box<dyn Source>, Option<Box<dyn Source>>) = match episodes {
@@ -226,7 +226,8 @@ impl Op for Rl {
                 (boxed(training), validation.map(boxed))
             }
         };
-        let reference = if p.kl > 0.0 { Some(model::load_beside(ctx.input("model"), &model)?) } else { None };
+        let reference =
+            if p.kl > 0.0 { Some(training::load_reference(ctx, ctx.input("model"), &model)?) } else { None };
         let validation: Option<&mut dyn Source> = match &mut validation {
             Some(source) => Some(&mut **source),
             None => None,

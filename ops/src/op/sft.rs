@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::act::judge;
 use super::common::{self, Recalled};
 use super::forms::{Fit, Form, OnLong, Order, at_line, check_amount};
-use super::training::{self, Defaults, Training};
+use super::training::{self, Defaults, Training, longest};
 use crate::artifact::{self, Episode, Pair, Reflection};
 use crate::reward::Reward;
 use crate::text::prompt::{Reply, Thinking};
@@ -314,7 +314,7 @@ impl Op for Sft {
             return Err(data.nothing());
         }
         // 2. training
-        p.training.prepare(ctx, &mut model)?;
+        p.training.prepare(ctx, &mut model, longest(&examples))?;
         let order = Order::new(examples.len(), p.batch, ctx.seed("order"));
         let steps = order.updates(p.epochs.unwrap_or(EPOCHS), p.updates);
         let plan = sft::Plan { steps, facts: data.facts(examples.len()), ..p.training.plan() };

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::gpu::parts::Purpose;
 use crate::gpu::tape::Keep;
 use crate::model::lora::{self, Lora};
-use crate::model::{self, Model, copy_text_files, not_ready};
+use crate::model::{self, Model, copy_text_files, failed, first_line};
+use crate::train::batch::Example;
 use crate::train::optimizer::Settings;
 use crate::train::schedule::Schedule;
 use crate::train::sft;
@@ -108,23 +109,23 @@ impl<D: Defaults> Training<D> {
         if drops { vec![Problem::new(&["lora", "dropout"], message)] } else { Vec::new() }
     }
 
-    /// Attaches adapters, freezes what is not trained, sets what saves memory.
+    /// Attaches adapters, freezes what is not trained, sets what saves memory. `longest` is the longest row that is known to come.
     ///
     /// # Errors
     /// Names targets and groups that the model does not have.
-    pub fn prepare(&self, ctx: &OpContext<'_>, model: &mut Model) -> Result<(), OpError> {
+    pub fn prepare(&self, ctx: &OpContext<'_>, model: &mut Model, longest: usize) -> Result<(), OpError> {
         if let Some(lora) = &self.lora {
             lora::attach(model, lora, ctx.seed("lora"))?;
         }
         model.recompute = self.recompute;
         self.optimizer.apply(model)?;
-        let (row_tokens, moments) = (self.row_tokens, self.optimizer.moments);
+        let (row_tokens, moments) = (self.row_tokens.max(longest), self.optimizer.moments);
         let keep = self.recompute.then_some(Keep::Inputs);
         model.on_device_for(|purpose| {
             let sample = purpose.sample.filter(|_| D::SAMPLES);
             Purpose { row_tokens, keep, sample, moments, ..purpose }
         });
-        say_memory(ctx, model.memory().map_err(not_ready)?);
+        say_memory(ctx, model.memory().map_err(failed)?);
         let size = |trainable: bool| -> usize {
             let params = model.params().into_iter().filter(|p| p.trainable || !trainable);
             params.map(|p| p.value.elem_count()).sum()
@@ -133,6 +134,30 @@ impl<D: Defaults> Training<D> {
         ctx.note("trainable_parameters", size(true));
         Ok(())
     }
+}
+
+/// The longest of all examples, in tokens.
+pub fn longest<'e>(examples: impl IntoIterator<Item = &'e Example>) -> usize {
+    examples.into_iter().map(|example| example.ids.len()).max().unwrap_or(0)
+}
+
+/// A model that stays as it was, to hold the one that is trained against; what it takes on a device is told.
+///
+/// # Errors
+/// As [`model::load`]; when it does not fit beside the other.
+pub fn load_reference(ctx: &OpContext<'_>, folder: &Utf8Path, beside: &Model) -> Result<Model, OpError> {
+    let reference = model::load_beside(folder, beside)?;
+    let memory = reference.memory().map_err(|error| {
+        OpError::with_help(
+            format!("the reference of `kl`: {}", first_line(&error)),
+            "`kl = 0` needs no reference; a smaller `row_tokens` leaves more room",
+        )
+    })?;
+    if let Some(memory) = memory {
+        ctx.say(Level::Info, format!("reference: {memory}").as_str());
+        ctx.note("memory_of_reference", memory);
+    }
+    Ok(reference)
 }
 
 /// Tells what was reserved on a device.

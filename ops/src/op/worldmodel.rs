@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common;
 use super::forms::{Fit, OnLong, Order, at_line, check_amount, outcomes, sampled_at};
-use super::training::{self, Defaults, Training};
+use super::training::{self, Defaults, Training, longest};
 use crate::artifact::{self, Episode, Outcome, Samples, Turn};
 use crate::text::{Dialogue, Message, Prompt, Role, Text};
 use crate::train::batch::Example;
@@ -276,7 +276,7 @@ impl Op for WorldModel {
         ];
         facts.extend(fit.facts());
         // 2. training
-        p.training.prepare(ctx, &mut model)?;
+        p.training.prepare(ctx, &mut model, longest(parts.iter().flatten()))?;
         let order = Order::new(parts.len(), p.batch, ctx.seed("order"));
         let plan =
             sft::Plan { steps: order.updates(p.epochs.unwrap_or(EPOCHS), p.updates), facts, ..p.training.plan() };

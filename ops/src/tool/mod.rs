@@ -44,6 +44,7 @@ fn load(source: &Source) -> Result<(Model, String), OpError> {
         // as PEFT's merge: one product instead of three for every layer
         lora::merge(&mut model)?;
     }
+    model.freeze();
     Ok((model, why))
 }
 
