@@ -10,7 +10,7 @@ use actloom_engine::op::{Arity, Kind, Op, OpContext, OpError, Ports, Problem, Re
 use super::policy_optimisation::{Params, apart};
 use super::{common, training};
 use crate::artifact::{self, Pair};
-use crate::model::{self, Model};
+use crate::model::Model;
 use crate::reward::{Outcome, Reward};
 use crate::text::prompt::Choosing;
 use crate::text::{Prompt, Text};

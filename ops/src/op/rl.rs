@@ -17,7 +17,7 @@ use super::episodes::{self, Episodes};
 use super::worlds::Tasks;
 use super::{common, policy_optimisation, training};
 use crate::artifact::{self, Episode, Task};
-use crate::model::{self, Model};
+use crate::model::Model;
 use crate::reward::{Outcome, Reward};
 use crate::text::{Prompt, Text};
 use crate::train::draw::{Asked, Questions, Source};
