@@ -5,19 +5,25 @@
 #   benches/gpu.sh PROGRAM [OUT]        # PROGRAM: actloom, OUT: a folder for what is written, default `out/gpu`
 #
 # 1. What the machine is. 2. Every kernel and whole models against the processor, and the same work twice. 3. Ceilings, attention,
-# training, scoring, decoding. 4. PyTorch, if it is there. 5. A recipe on the device twice, compared to the byte. 6. Other sizes.
+# training, scoring, decoding. 4. A recipe on the device twice, compared to the byte. 5. PyTorch, if it is there. 6. Other sizes.
 #
-# GPU_SECONDS in the environment is how long all of it may take, default 450: what comes first matters most, and what there is no time
-# for is left out with a line. The exit status is 0 unless something failed or did not end in its time. CUDA_LAZY_PATH names folders of
-# CUDA's libraries; without it those of pip's wheels are found.
+# GPU_SECONDS in the environment is how long all of it may take, at least 60, default 450: what comes first matters most, and what there is
+# no time for is left out with a line. The exit status is 0 unless something failed or did not end in its time, or the two runs of the
+# recipe were not compared: then it is 1; 2 where GPU_SECONDS is no such number. CUDA_LAZY_PATH names folders of CUDA's libraries; without
+# it those of pip's wheels are found.
 set -u
 program=${1:?"the program is missing: benches/gpu.sh PROGRAM [OUT]"}
 out=${2:-out/gpu}
 here=$(cd "$(dirname "$0")" && pwd)
+deadline=${GPU_SECONDS:-450}
+if ! [[ $deadline =~ ^[1-9][0-9]{1,5}$ ]] || [ "$deadline" -lt 60 ]; then
+    echo "GPU_SECONDS is \`$deadline\`, expected a whole number of seconds, at least 60" >&2
+    exit 2
+fi
+export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 mkdir -p "$out"
 rm -f "$out"/{bench,check,torch,recipe-?,made-?}.txt
 began=$SECONDS
-deadline=${GPU_SECONDS:-450}
 failed=0
 LEFT_OUT=75
 
@@ -66,10 +72,10 @@ judge $status "device show"
 [ $status = 0 ] || { echo "no device: ending" && exit 1; }
 
 section "checks"
-reference=$here/../ops/tests/fixtures/parity
-[ -d "$reference" ] && reference="--reference $reference" || reference=
-# shellcheck disable=SC2086 # no argument where there is no folder
-within 60 "$program" --json device check --device cuda $reference >"$out/check.txt" 2>&1
+fixtures=$here/../ops/tests/fixtures/parity
+reference=()
+[ -d "$fixtures" ] && reference=(--reference "$fixtures")
+within 60 "$program" --json device check --device cuda "${reference[@]}" >"$out/check.txt" 2>&1
 status=$?
 echo "$(grep -c '"fine":true' "$out/check.txt") checks fine, $(grep -c '"fine":false' "$out/check.txt") wrong"
 if ! judge $status "device check"; then
@@ -85,20 +91,13 @@ fi
 section "measurements"
 measure 0.6B 8B
 
-section "PyTorch"
-if command -v python3 >/dev/null; then
-    within 110 python3 "$here/gpu_torch.py" 2>&1 | tee "$out/torch.txt"
-    judge "${PIPESTATUS[0]}" "gpu_torch.py"
-else
-    echo "left out: no python3 here"
-fi
-
 section "a recipe, twice"
 store=$(mktemp -d)
 trap 'rm -rf "$store"' EXIT
 ran=0
+compared=0
 for run in 1 2; do
-    within 100 "$program" --store "$store/$run" run "$here/../recipes/quickstart.toml" --profile smoke --device cuda --no-out \
+    within 60 "$program" --store "$store/$run" run "$here/../recipes/quickstart.toml" --profile smoke --device cuda --no-out \
         >"$out/recipe-$run.txt" 2>&1
     status=$?
     tail -n 3 "$out/recipe-$run.txt"
@@ -115,12 +114,26 @@ if [ $ran = 2 ]; then
     if ! [ -s "$out/made-1.txt" ] || ! [ -s "$out/made-2.txt" ]; then
         echo "nothing to compare"
     elif cmp -s "$out/made-1.txt" "$out/made-2.txt"; then
+        compared=1
         echo "$steps steps made the same bytes twice"
     else
+        compared=1
         echo "failed: of $steps steps these made other bytes the second time:"
         diff "$out/made-1.txt" "$out/made-2.txt" | sed -n 's/^[<>] \([^ ]*\).*/  \1/p' | sort -u | head -20
         failed=1
     fi
+fi
+if [ $compared = 0 ]; then
+    echo "failed: two runs of the recipe were not compared"
+    failed=1
+fi
+
+section "PyTorch"
+if command -v python3 >/dev/null; then
+    within 110 python3 "$here/gpu_torch.py" 2>&1 | tee "$out/torch.txt"
+    judge "${PIPESTATUS[0]}" "gpu_torch.py"
+else
+    echo "left out: no python3 here"
 fi
 
 section "measurements of other sizes"

@@ -5,7 +5,9 @@
 
 use actloom_engine::op::DeviceRequest;
 use actloom_engine::recipe::Overrides;
+use actloom_ops::tool::device::{LAYERS, MODELS};
 use camino::Utf8PathBuf;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::exit;
@@ -471,12 +473,12 @@ pub struct DeviceCheck {
 pub struct DeviceBench {
     #[command(flatten)]
     pub of: DeviceOf,
-    /// Models of the shapes of Qwen3: `0.6B`, `1.7B`, `4B`, `8B`
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "0.6B,8B")]
+    /// Models of the shapes of Qwen3, with commas between them
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "0.6B,8B", value_parser = PossibleValuesParser::new(MODELS))]
     pub model: Vec<String>,
-    /// Only so many layers of each, where a whole one does not fit
-    #[arg(long, value_name = "N")]
-    pub layers: Option<usize>,
+    /// At most so many layers of each, where a whole one does not fit
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(LAYERS)))]
+    pub layers: Option<u32>,
     /// Begin nothing after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 360)]
     pub limit: u64,

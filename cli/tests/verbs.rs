@@ -278,6 +278,30 @@ fn a_gpu_that_is_demanded_and_not_there_ends_the_run_before_it_begins() {
     assert_eq!(place.stdout(&["runs"]), "no runs yet\n");
 }
 
+#[test]
+fn what_a_device_cannot_be_asked_is_refused_before_one_is_opened() {
+    let place = Place::new();
+    for wrong in [
+        &["--model", "7B"][..],
+        &["--model", "0.6B,7B"],
+        &["--model", ""],
+        &["--layers", "0"],
+        &["--layers", "37"],
+        &["--layers", "all"],
+    ] {
+        assert_eq!(place.code(&[&["device", "bench", "--device", "cpu"], wrong].concat()), 2, "{wrong:?}");
+    }
+    // these are right, and there is no GPU
+    let right = ["device", "bench", "--device", "cpu", "--model", "0.6B,8B", "--layers", "36"];
+    assert_eq!(place.code(&right), 4);
+    for (more, says) in [(&[][..], "there is no GPU"), (&["--reference", "/nowhere"], "there is no file `/nowhere/")] {
+        let output = place.go(&[&["device", "check", "--device", "cpu"], more].concat());
+        let talk = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(4) && talk.contains(says) && talk.contains("help: "), "{talk}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn data_that_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {

@@ -70,7 +70,7 @@ fn measure(args: &DeviceBench, global: &Global) -> Result<Exit, Failure> {
     let fine = device::measure(
         args.of.device,
         &args.model,
-        args.layers,
+        args.layers.map(|n| n as usize),
         limit,
         &mut |figure| {
             if global.json {

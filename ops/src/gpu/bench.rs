@@ -82,15 +82,19 @@ fn qwen3(name: &str) -> Option<[usize; 5]> {
 }
 
 /// The models that can be asked for.
-pub const MODELS: &[&str] = &["0.6B", "1.7B", "4B", "8B"];
+pub const MODELS: [&str; 4] = ["0.6B", "1.7B", "4B", "8B"];
 
+/// Layers of the deepest.
+pub const LAYERS: u32 = 36;
+
+/// A model, cut to so many layers if it has more.
 fn config(name: &str, layers: Option<usize>) -> std::result::Result<Config, OpError> {
     let Some([hidden, inner, all, heads, tied]) = qwen3(name) else {
         return Err(OpError::failed(format!("`{name}`, expected one of {}", MODELS.join(", "))));
     };
     Config::from_json(&json!({
         "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers.unwrap_or(all), "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
+        "num_hidden_layers": layers.map_or(all, |n| n.min(all)), "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
         "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40_960,
         "tie_word_embeddings": tied == 1, "attention_bias": false, "eos_token_id": 151_645,
     }))
@@ -172,9 +176,9 @@ pub fn bench(
         fine = false;
     }
     for (name, config) in models.iter().zip(&configs) {
-        let name = match layers {
-            Some(n) => format!("{name} cut to {n} layers"),
-            None => name.clone(),
+        let name = match config.layers {
+            n if qwen3(name).is_some_and(|sizes| n < sizes[2]) => format!("{name} cut to {n} layers"),
+            _ => name.clone(),
         };
         let mut bench = Bench { device, name, config, ceilings, since, limit, report, say };
         for (job, run) in JOBS {
@@ -469,15 +473,13 @@ impl Bench<'_> {
 
     fn decode(&mut self) -> Done {
         for batch in [1, 64, 256] {
-            if batch > 1 && self.is_late(&format!("decode {batch}")) {
-                break;
+            let job = format!("decode {batch}");
+            if batch > 1 && self.is_late(&job) {
+                continue;
             }
             match self.decode_beside(batch) {
-                // larger ones do not fit either
-                Err(Stop::Room(why)) if batch > 1 => {
-                    self.tell(&format!("decode {batch}"), &format!("does not fit: {why}"));
-                    break;
-                }
+                // fewer fitted; of more it is said, too
+                Err(Stop::Room(why)) if batch > 1 => self.tell(&job, &format!("does not fit: {why}")),
                 done => done?,
             }
         }
@@ -641,6 +643,12 @@ mod tests {
         let all = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
         let sft = "0.6B cut to 1 layers, sft: does not fit: there is no room for ";
         assert!(all(sft) == 1 && said.iter().all(|line| line.contains("does not fit")), "{said:#?}");
+        for (mib, fits) in [(1024, 2), (600, 1)] {
+            let (_, figures, said) = measured(mib << 20, false, 600);
+            let decoded = figures.iter().filter(|what| what.contains("decoding ")).count();
+            let refused = said.iter().filter(|line| line.contains(", decode ")).count();
+            assert!(decoded == fits && refused == 3 - fits, "{mib} MiB: {figures:#?}\n{said:#?}");
+        }
         let (fine, _, said) = measured(200 << 30, false, 0);
         assert!(fine && said.len() == 5 && said.iter().all(|line| line.ends_with("the time is over")), "{said:#?}");
     }
@@ -652,6 +660,13 @@ mod tests {
         // giving memory back fails, too, which is not what is said
         let jobs = said.iter().filter(|line| line.starts_with("0.6B") && line.contains("a launch failed")).count();
         assert!(jobs == 5 && said.iter().any(|line| line == "attention: a launch failed"), "{said:#?}");
+    }
+
+    #[test]
+    fn no_model_has_more_layers_than_may_be_asked_for_or_than_it_has() {
+        let layers = |name, most| config(name, most).unwrap().layers;
+        assert_eq!(MODELS.iter().map(|name| layers(name, None) as u32).max(), Some(LAYERS));
+        assert_eq!(["0.6B", "8B"].map(|name| layers(name, Some(30))), [28, 30]);
     }
 
     #[test]

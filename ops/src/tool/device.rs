@@ -11,7 +11,7 @@ use crate::gpu::check::{self, Finding};
 use crate::gpu::reference;
 use crate::model::{device_driver, failed, open_device};
 
-pub use crate::gpu::bench::MODELS;
+pub use crate::gpu::bench::{LAYERS, MODELS};
 
 /// A device that passes run on.
 #[derive(Clone, Debug, Serialize)]
@@ -43,7 +43,8 @@ fn driver(request: DeviceRequest) -> Result<std::sync::Arc<dyn crate::gpu::Drive
     })
 }
 
-/// Checks every kernel, then whole models, then a folder's numbers by PyTorch, if there is one; says whether all is well.
+/// Checks every kernel, then whole models, then a folder's numbers by PyTorch, if there is one; says whether all is well. A folder that
+/// cannot hold such numbers is refused before anything is opened.
 ///
 /// # Errors
 /// Where there is no device; the device's; a folder that does not hold such numbers.
@@ -52,6 +53,14 @@ pub fn check(
     reference: Option<&Utf8Path>,
     report: &mut dyn FnMut(&Finding),
 ) -> Result<bool, OpError> {
+    for name in ["model/config.json", "forward.safetensors", "grads.safetensors"] {
+        if let Some(path) = reference.map(|folder| folder.join(name)).filter(|path| !path.is_file()) {
+            return Err(OpError::with_help(
+                format!("there is no file `{path}`"),
+                "numbers by PyTorch are a folder like `ops/tests/fixtures/parity`",
+            ));
+        }
+    }
     let driver = driver(request)?;
     let mut fine = true;
     let mut tell = |finding: Finding| {
