@@ -12,13 +12,13 @@ use actloom_ops::gpu::engine::Engine;
 use actloom_ops::gpu::parts::{Purpose, Shape};
 use actloom_ops::gpu::plan::Plan;
 use actloom_ops::gpu::reference;
-use actloom_ops::gpu::sample::{Feed, Room};
+use actloom_ops::gpu::sample::{Feed, Room, just_drawn};
 use actloom_ops::gpu::tape::Keep;
 use actloom_ops::gpu::update::Rule;
 use actloom_ops::infer::sampling::Draw;
 use actloom_ops::infer::{Choice, Completion, Request, Sampling, Tokens, complete};
 use actloom_ops::model::lora::{Lora, attach, set_dropout};
-use actloom_ops::model::{Model, Step, Target};
+use actloom_ops::model::{Model, Sequence, Step, Target};
 use actloom_ops::nn::Packing;
 use actloom_ops::nn::layer::TokenStats;
 use actloom_ops::rng::Rng;
@@ -511,8 +511,7 @@ fn a_step_that_begins_before_the_last_ones_tokens_are_seen_changes_nothing() {
         loop {
             let draw = Draw { settings: request.sampling.clone(), open: None, place: request.rng.place() };
             request.rng.uniform();
-            let steps = vec![Step { sequence: &mut sequence, new: &new, logits: true }];
-            let drawn = model.draw(steps, &[draw], None).unwrap().wait().unwrap()[0];
+            let drawn = model.draw(step(&mut sequence, &new), &[draw], None).unwrap().wait().unwrap()[0];
             ids.push(drawn.id);
             logps.push(drawn.logp);
             if drawn.id == END || ids.len() == request.sampling.max_tokens || sequence.len() + 1 == 40 {
@@ -530,6 +529,39 @@ fn a_step_that_begins_before_the_last_ones_tokens_are_seen_changes_nothing() {
     for _ in 0..4 {
         complete(&model, &Ends, requests(), &|| false).unwrap();
     }
+}
+
+fn step<'a>(sequence: &'a mut Sequence, new: &'a [u32]) -> Vec<Step<'a>> {
+    vec![Step { sequence, new, logits: true }]
+}
+
+#[test]
+fn tokens_that_nobody_has_seen_are_found_although_others_have_drawn_since() {
+    let Some(device) = Machine::open() else { return };
+    let mut model = model(&small::qwen3(), 32, 21);
+    model.set_gpu(std::sync::Arc::new(device));
+    let sample = Some(Room { rows: 4, chunk: 64, tokens: 1024, reading: 128 });
+    model.on_device_for(|_| Purpose { row_tokens: 64, positions: 64, sample, ..Purpose::default() });
+    let draw = |stream: u64, position: u64| Draw {
+        settings: Sampling::plain(1.0, 8),
+        open: None,
+        place: (9, stream, position),
+    };
+    let two = |between: bool| -> Vec<u32> {
+        let (mut mine, mut other) = (model.sequence(), model.sequence());
+        let mut first = model.draw(step(&mut mine, &[3, 1, 4]), &[draw(1, 0)], None).unwrap();
+        if between {
+            model.draw(step(&mut other, &[2, 7]), &[draw(2, 0)], None).unwrap();
+        }
+        let mut second = model.draw(step(&mut mine, &[just_drawn(0)]), &[draw(1, 1)], Some(&mut first)).unwrap();
+        mine.learn(first.wait().unwrap()[0].id);
+        let mut ids = mine.ids().to_vec();
+        ids.push(second.wait().unwrap()[0].id);
+        ids
+    };
+    let alone = two(false);
+    assert_eq!(alone.len(), 5);
+    assert_eq!(two(true), alone, "the token of somebody else was taken");
 }
 
 #[test]
